@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The owner's side, inside the Python process: starting the launcher, sending requests,
+ * receiving records. cffi releases the GIL around every call. Functions return 0 or more,
+ * or -errno; -EINTR goes back to Python, where signal handlers run.
+ */
+#include "nsb.h"
+#include "sys.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#define MFD_NOEXEC_SEAL_FLAG 8U /* Linux 6.3; older kernels answer EINVAL */
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL)
+#define STACK_SIZE 32768
+
+struct start {
+	int fds[4]; /* exe, control, lock, owner: in the order of the launcher's numbers, below */
+	volatile int err;
+	char *stacks;
+};
+
+/* Runs in the caller's memory until execveat: no libc, no errno, nothing but this frame. */
+static int start_exec(void *arg)
+{
+	static const char *const argv[] = { "nsbox-init", "launcher", NULL };
+	static const char *const envp[] = { NULL };
+	struct start *start = arg;
+	int high[4], null;
+
+	for (int i = 0; i < 4; i++) {
+		high[i] = sys_dup_above(start->fds[i], 16);
+		if (high[i] < 0) {
+			start->err = -high[i];
+			return 127;
+		}
+	}
+	null = sys_openat(AT_FDCWD, "/dev/null", O_RDWR, 0);
+	for (int i = 0; i < 3 && null >= 0; i++)
+		if (null != i)
+			nsb_sys3(__NR_dup3, null, i, 0);
+	for (int i = 0; i < 4; i++)
+		nsb_sys3(__NR_dup3, high[i], 3 + i, 0);
+	sys_close_range(7, ~0U, 0);
+	start->err = -(int)nsb_sys5(__NR_execveat, 4, "", argv, envp, AT_EMPTY_PATH);
+	return 127;
+}
+
+static long vfork_call(int (*fn)(void *), struct start *start, unsigned int which, int exit_signal)
+{
+	struct clone_args args = {
+		.flags = CLONE_VM | CLONE_VFORK | CLONE_CLEAR_SIGHAND,
+		.exit_signal = (uint64_t)(unsigned int)exit_signal,
+		.stack = (uint64_t)(uintptr_t)(start->stacks + which * STACK_SIZE),
+		.stack_size = STACK_SIZE,
+	};
+
+	return nsb_clone3_call(&args, fn, start);
+}
+
+/* Ends after its child has executed the launcher, which so becomes nobody's waitable child. */
+static int start_orphan(void *arg)
+{
+	struct start *start = arg;
+	long pid = vfork_call(start_exec, start, 1, SIGCHLD);
+
+	if (pid < 0)
+		start->err = -(int)pid;
+	return 0;
+}
+
+/*
+ * Starts the launcher. The middle process never executes anything, so its exit_signal stays
+ * 0: no waitpid(-1) of the caller's sees it, and ignoring SIGCHLD does not lose it.
+ */
+int nsb_launcher_start(int exe, int control, int lock, int owner_pidfd)
+{
+	struct start start = { .fds = { control, exe, lock, owner_pidfd } };
+	uint64_t all = ~0ULL, before;
+	long pid;
+
+	start.stacks = mmap(NULL, 2 * STACK_SIZE, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (start.stacks == MAP_FAILED)
+		return -ENOMEM;
+	sys_sigmask(SIG_SETMASK, &all, &before);
+	pid = vfork_call(start_orphan, &start, 0, 0);
+	if (pid > 0)
+		while (nsb_sys5(__NR_waitid, P_PID, pid, NULL, WEXITED | __WALL, NULL) == -EINTR)
+			;
+	sys_sigmask(SIG_SETMASK, &before, NULL);
+	munmap(start.stacks, 2 * STACK_SIZE);
+	return pid < 0 ? (int)pid : -start.err;
+}
+
+static int plan_memfd(const void *plan, size_t size)
+{
+	int fd = (int)nsb_sys2(__NR_memfd_create, "nsbox-plan",
+			       MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL_FLAG);
+	const char *p = plan;
+
+	if (fd == -EINVAL)
+		fd = (int)nsb_sys2(__NR_memfd_create, "nsbox-plan",
+				   MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	while (fd >= 0 && size) {
+		ssize_t done = sys_write(fd, p, size);
+
+		if (done <= 0 && done != -EINTR) {
+			sys_close(fd);
+			return done ? (int)done : -EIO;
+		}
+		if (done > 0) {
+			p += done;
+			size -= (size_t)done;
+		}
+	}
+	if (fd >= 0)
+		nsb_sys3(__NR_fcntl, fd, F_ADD_SEALS, SEALS);
+	return fd;
+}
+
+static int send_request(int control, const struct nsb_request *request, const int *fds,
+			unsigned int nfds)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int) * (NSB_MAX_PASSED + 2))];
+		struct cmsghdr align;
+	} cmsg;
+	struct iovec iov = { (void *)(uintptr_t)request, 8 + request->size };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	long err;
+
+	if (nfds) {
+		cmsg.align.cmsg_len = CMSG_LEN(sizeof(int) * nfds);
+		cmsg.align.cmsg_level = SOL_SOCKET;
+		cmsg.align.cmsg_type = SCM_RIGHTS;
+		for (unsigned int i = 0; i < nfds; i++)
+			((int *)(void *)CMSG_DATA(&cmsg.align))[i] = fds[i];
+		msg.msg_control = &cmsg;
+		msg.msg_controllen = CMSG_SPACE(sizeof(int) * nfds);
+	}
+	/* A signal cannot cut a SEQPACKET message in two: nothing was sent. */
+	do
+		err = nsb_sys3(__NR_sendmsg, control, &msg, MSG_NOSIGNAL);
+	while (err == -EINTR);
+	return err < 0 ? (int)err : 0;
+}
+
+/*
+ * Sends a plan with its descriptors. Returns the owner's end of the spawn's channel, where
+ * its records will arrive; closing it makes the launcher kill the sandbox.
+ */
+int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds)
+{
+	struct nsb_request request = { .kind = NSB_REQ_SPAWN };
+	int all[NSB_MAX_PASSED + 2], channel[2];
+	int err;
+
+	if (nfds > NSB_MAX_PASSED)
+		return -E2BIG;
+	err = (int)nsb_sys4(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel);
+	if (err < 0)
+		return err;
+	all[0] = channel[1];
+	all[1] = plan_memfd(plan, size);
+	err = all[1];
+	for (unsigned int i = 0; i < nfds; i++)
+		all[2 + i] = fds[i];
+	if (err >= 0) {
+		err = send_request(control, &request, all, nfds + 2);
+		sys_close(all[1]);
+	}
+	sys_close(channel[1]);
+	if (err < 0)
+		sys_close(channel[0]);
+	return err < 0 ? err : channel[0];
+}
+
+int nsb_sweep(int control, const char *text, size_t size)
+{
+	struct nsb_request request = { .kind = NSB_REQ_SWEEP };
+
+	if (size > sizeof(request.text))
+		return -E2BIG;
+	request.size = (uint32_t)size;
+	for (size_t i = 0; i < size; i++)
+		request.text[i] = text[i];
+	return send_request(control, &request, NULL, 0);
+}
+
+/* 1: a record, and in *fd the descriptor that came along, if one did; 0: timed out;
+ * -EPIPE: nobody is left to write one. */
+int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} cmsg;
+	struct iovec iov = { record, sizeof(*record) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &cmsg,
+			      .msg_controllen = sizeof(cmsg) };
+	struct timespec wait = { timeout_ms / 1000, (timeout_ms % 1000) * 1000000L };
+	struct pollfd poll = { .fd = channel, .events = POLLIN };
+	long got;
+
+	if (timeout_ms >= 0) {
+		got = nsb_sys5(__NR_ppoll, &poll, 1, &wait, 0, 0);
+		if (got <= 0)
+			return (int)got;
+	}
+	got = nsb_sys3(__NR_recvmsg, channel, &msg, MSG_CMSG_CLOEXEC);
+	if (got < 0)
+		return got == -ECONNRESET ? -EPIPE : (int)got;
+	if (got == 0)
+		return -EPIPE;
+	if ((size_t)got != sizeof(*record))
+		return -EPROTO;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c))
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+			*fd = *(const int *)(const void *)CMSG_DATA(c);
+	return 1;
+}
+
+/*
+ * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
+ * either (killed on the way); or until a BARRIER, after whose answer it is called again.
+ * *pidfd and record->pid are filled in as soon as they are known.
+ */
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
+{
+	int pid = record->pid;
+	int executing = 0;
+
+	for (;;) {
+		int got = nsb_receive(channel, record, pidfd, -1);
+
+		if (got < 0)
+			return got;
+		if (record->kind == NSB_SPAWNED)
+			pid = record->pid;
+		else if (record->kind == NSB_EXECING)
+			executing = 1;
+		else if (record->kind != NSB_STARTED || executing)
+			break;
+	}
+	record->pid = pid;
+	return 1;
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef NSB_INIT_H
+#define NSB_INIT_H
+
+#include "../steps.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+
+/* Descriptors with which the launcher is started. */
+enum { NSB_FD_CONTROL = 3, NSB_FD_EXE, NSB_FD_LOCK, NSB_FD_OWNER, NSB_FD_SELF, NSB_FD_EPOLL };
+
+int nsb_launcher_main(void);
+int nsb_init_main(int channel, int plan_fd, int next);
+int nsb_pause_main(void);
+
+/* plan.c of this directory: maps a sealed plan, checks and relocates it; NULL: refused. */
+void *nsb_plan_map(int fd, size_t *size);
+void nsb_plan_unmap(void *plan, size_t size);
+
+/* spawn.c */
+struct nsb_spawn {
+	struct nsb_ctx *cx;
+	bool share;	/* lend the launcher's memory to the child until its execve */
+	int go;		/* forked child: the read end of the launcher's pipe, else -1 */
+	int pid;	/* out: the child */
+	int pidfd;	/* out */
+	int err;	/* out: of clone3 */
+};
+
+void nsb_spawn(struct nsb_spawn *spawn);
+int nsb_write_id_maps(const struct nsb_plan *plan, int pid, const char **call);
+
+/* sweep.c: what is undone when the owner has gone. */
+void nsb_sweep_add(const char *text, size_t size);
+bool nsb_sweep_run(void);
+
+static inline void nsb_record_wait(struct nsb_record *record, const siginfo_t *info,
+				   const struct rusage *usage)
+{
+	record->pid = info->si_pid;
+	record->code = info->si_code;
+	record->status = info->si_status;
+	record->utime_us = (uint64_t)usage->ru_utime.tv_sec * 1000000 +
+			   (uint64_t)usage->ru_utime.tv_usec;
+	record->stime_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 +
+			   (uint64_t)usage->ru_stime.tv_usec;
+	record->maxrss_kib = (uint64_t)usage->ru_maxrss;
+}
+
+#endif

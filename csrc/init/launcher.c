@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The launcher: parent and guardian of every sandbox of one owner. Single-threaded, without
+ * secrets, in a session of its own; it blocks every signal, which is how INT, TERM, HUP and
+ * QUIT of the owner's terminal pass it by.
+ *
+ * One epoll: requests, the owner's end, each child's end, each forked child's execve.
+ */
+#include "init.h"
+
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+
+#define MAX_CHILDREN 65536
+#define FOREVER (-1)
+#define GRACE_ROUNDS 200 /* of 10 ms: how long an ended owner's sandboxes may take to go */
+
+enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
+
+struct child {
+	int pidfd;   /* 0: this entry is free, next is the following free one */
+	int channel;
+	int go;      /* write end; EPOLLERR says that the child has executed the payload */
+	uint32_t next;
+};
+
+static struct child children[MAX_CHILDREN];
+static uint32_t first_free, in_use, touched;
+static struct nsb_ctx context;
+
+static uint32_t child_take(void)
+{
+	uint32_t i = first_free;
+
+	if (i < touched) {
+		first_free = children[i].next;
+	} else {
+		if (touched == MAX_CHILDREN)
+			return MAX_CHILDREN;
+		i = touched++;
+		first_free = touched;
+	}
+	in_use++;
+	return i;
+}
+
+static void child_give(uint32_t i)
+{
+	children[i] = (struct child){ .next = first_free };
+	first_free = i;
+	in_use--;
+}
+
+/* first_free may point at an entry beyond touched: then all below it are in use. */
+static int watch(int fd, uint32_t events, enum source source, uint32_t index)
+{
+	struct epoll_event event = { .events = events };
+
+	event.data.u64 = (uint64_t)source << 32 | index;
+	return (int)nsb_sys4(__NR_epoll_ctl, NSB_FD_EPOLL, EPOLL_CTL_ADD, fd, &event);
+}
+
+/* Out of the low numbers, which belong to the request that is being served. */
+static int keep(int fd)
+{
+	int high = sys_dup_above(fd, NSB_FD_HIGH);
+
+	sys_close(fd);
+	return high;
+}
+
+/* Taken out of epoll by hand: a child may hold a copy, for which it would go on reporting. */
+static void drop_watched(int *fd)
+{
+	struct epoll_event unused;
+
+	if (*fd >= 0) {
+		nsb_sys4(__NR_epoll_ctl, NSB_FD_EPOLL, EPOLL_CTL_DEL, *fd, &unused);
+		sys_close(*fd);
+	}
+	*fd = -1;
+}
+
+static void drop(int *fd)
+{
+	if (*fd >= 0)
+		sys_close(*fd);
+	*fd = -1;
+}
+
+static void reap(uint32_t i)
+{
+	struct nsb_record record = { .kind = NSB_ENDED };
+	struct child *child = &children[i];
+	siginfo_t info = { .si_pid = 0 };
+	struct rusage usage;
+
+	if (child->pidfd <= 0 || nsb_sys5(__NR_waitid, P_PIDFD, child->pidfd, &info,
+					  WEXITED | WNOHANG, &usage) < 0 ||
+	    info.si_pid == 0)
+		return;
+	nsb_record_wait(&record, &info, &usage);
+	nsb_send(child->channel, &record, -1);
+	drop_watched(&child->go);
+	drop_watched(&child->channel);
+	drop_watched(&child->pidfd);
+	child_give(i);
+}
+
+static void started(uint32_t i)
+{
+	struct nsb_record record = { .kind = NSB_STARTED };
+	struct child *child = &children[i];
+
+	if (child->pidfd <= 0 || child->go < 0)
+		return;
+	drop_watched(&child->go);
+	nsb_send(child->channel, &record, -1);
+}
+
+/* The owner closed the channel before the end: nobody can want this sandbox any more. */
+static void abandoned(uint32_t i)
+{
+	struct child *child = &children[i];
+
+	if (child->pidfd <= 0 || child->channel < 0)
+		return;
+	nsb_sys4(__NR_pidfd_send_signal, child->pidfd, SIGKILL, 0, 0);
+	drop_watched(&child->channel);
+}
+
+struct request {
+	struct nsb_request head;
+	int fds[2 + NSB_MAX_PASSED];
+	unsigned int nfds;
+};
+
+static struct request request;
+
+static bool from_us(const struct cmsghdr *cmsg)
+{
+	const struct ucred *cred = (const void *)CMSG_DATA(cmsg);
+
+	return cred->uid == (uid_t)nsb_sys0(__NR_geteuid);
+}
+
+/* 1: a request; 0: none is waiting; -1: the owner has gone. */
+static int receive(void)
+{
+	union {
+		char space[CMSG_SPACE(sizeof(request.fds)) + CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { &request.head, sizeof(request.head) };
+	struct msghdr msg = { .msg_iov = &iov,
+			      .msg_iovlen = 1,
+			      .msg_control = &control,
+			      .msg_controllen = sizeof(control) };
+	bool trusted = false;
+	long got = nsb_sys3(__NR_recvmsg, NSB_FD_CONTROL, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	request.nfds = 0;
+	if (got == -EAGAIN || got == -EINTR)
+		return 0;
+	if (got <= 0)
+		return -1;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
+		if (c->cmsg_level != SOL_SOCKET)
+			continue;
+		if (c->cmsg_type == SCM_RIGHTS) {
+			request.nfds = (unsigned int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+			for (unsigned int i = 0; i < request.nfds; i++)
+				request.fds[i] = ((const int *)(const void *)CMSG_DATA(c))[i];
+		} else if (c->cmsg_type == SCM_CREDENTIALS) {
+			trusted = from_us(c);
+		}
+	}
+	if (!trusted || msg.msg_flags & (MSG_CTRUNC | MSG_TRUNC) || got < 8 ||
+	    (size_t)got != request.head.size + 8)
+		request.head.kind = 0;
+	return 1;
+}
+
+static bool more_waiting(void)
+{
+	struct {
+		int fd;
+		short events, revents;
+	} control = { NSB_FD_CONTROL, EPOLLIN, 0 };
+	struct timespec now = { 0, 0 };
+
+	return nsb_sys5(__NR_ppoll, &control, 1, &now, 0, 0) > 0 && control.revents & EPOLLIN;
+}
+
+/* Descriptors ran out: a child that cannot be watched must not live. */
+static void disown(int pid, uint32_t i)
+{
+	siginfo_t info;
+
+	nsb_sys2(__NR_kill, pid, SIGKILL);
+	while (nsb_sys5(__NR_waitid, P_PID, pid, &info, WEXITED, NULL) == -EINTR)
+		;
+	nsb_send_failed(children[i].channel, NSB_AT_CLONE, EMFILE, "fcntl");
+	drop(&children[i].go);
+	drop(&children[i].channel);
+	drop(&children[i].pidfd);
+	child_give(i);
+}
+
+/* After clone3 in the parent: id maps, the owner's pidfd, the events to come. */
+static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
+{
+	const struct nsb_plan *plan = spawn->cx->plan;
+	struct nsb_record record = { .kind = NSB_SPAWNED, .pid = spawn->pid };
+	struct child *child = &children[i];
+	const char *call = "";
+	int err = 0;
+
+	child->pidfd = keep(spawn->pidfd);
+	child->channel = keep(channel);
+	if (child->pidfd < 0 || child->channel < 0) {
+		disown(spawn->pid, i);
+		return;
+	}
+	nsb_send(child->channel, &record, child->pidfd);
+	if (plan->uid_map)
+		err = nsb_write_id_maps(plan, spawn->pid, &call);
+	if (err < 0)
+		nsb_send_failed(child->channel, NSB_AT_ID_MAP, -err, call);
+	else if (plan->uid_map)
+		sys_write(child->go, "", 1);
+	watch(child->pidfd, EPOLLIN, FROM_CHILD, i);
+	watch(child->channel, 0, FROM_CHANNEL, i);
+	if (plan->flags & NSB_PLAN_INIT || err < 0) {
+		drop(&child->go);
+	} else if (spawn->share) {
+		record = (struct nsb_record){ .kind = NSB_STARTED };
+		nsb_send(child->channel, &record, -1);
+	} else {
+		watch(child->go, 0, FROM_GO, i);
+	}
+}
+
+static int make_go(struct nsb_spawn *spawn, struct child *child)
+{
+	int ends[2], err;
+
+	child->go = spawn->go = -1;
+	if (spawn->share)
+		return 0;
+	err = (int)nsb_sys2(__NR_pipe2, ends, O_CLOEXEC);
+	if (err < 0)
+		return err;
+	spawn->go = ends[0];
+	child->go = keep(ends[1]);
+	return child->go < 0 ? child->go : 0;
+}
+
+/* A plan that was mapped: clones its child. Returns what went wrong before a child existed. */
+static int launch(void *plan)
+{
+	struct nsb_spawn spawn = { .cx = &context, .go = -1 };
+	uint32_t i = child_take();
+	int err;
+
+	if (i == MAX_CHILDREN)
+		return -EAGAIN;
+	nsb_ctx_init(&context, plan);
+	context.channel = request.fds[0];
+	context.plan_fd = request.fds[1];
+	context.exe = NSB_FD_EXE;
+	context.parent = NSB_FD_SELF;
+	for (unsigned int k = 2; k < request.nfds; k++)
+		context.slots[k - 2] = request.fds[k];
+	spawn.share = !context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) &&
+		      !more_waiting();
+	err = make_go(&spawn, &children[i]);
+	if (err == 0) {
+		/* The /proc files of a process that is not dumpable are root's: an ordinary user
+		 * could not write its maps. The child takes a copy of this flag. */
+		if (context.plan->uid_map)
+			sys_prctl(PR_SET_DUMPABLE, 1, 0);
+		nsb_spawn(&spawn);
+		if (context.plan->uid_map)
+			sys_prctl(PR_SET_DUMPABLE, 0, 0);
+		err = spawn.err;
+	}
+	drop(&spawn.go);
+	if (spawn.pid > 0) {
+		adopt(&spawn, i, request.fds[0]);
+		request.fds[0] = -1;
+		return 0;
+	}
+	drop(&children[i].go);
+	child_give(i);
+	return err;
+}
+
+static void serve_spawn(void)
+{
+	size_t size;
+	void *plan = NULL;
+	int err = -EINVAL;
+
+	if (request.head.kind == NSB_REQ_SPAWN && request.nfds >= 2)
+		plan = nsb_plan_map(request.fds[1], &size);
+	if (plan) {
+		if (((struct nsb_plan *)plan)->nfds + 2 == request.nfds)
+			err = launch(plan);
+		nsb_plan_unmap(plan, size);
+		if (err < 0)
+			nsb_send_failed(request.fds[0], NSB_AT_CLONE, -err, "clone3");
+	} else if (request.nfds) {
+		nsb_send_failed(request.fds[0], NSB_AT_REQUEST, EINVAL, "plan_check");
+	}
+	for (unsigned int i = 0; i < request.nfds; i++)
+		drop(&request.fds[i]);
+}
+
+/* false: the owner has gone. */
+static bool serve(void)
+{
+	int got = receive();
+
+	if (got <= 0)
+		return got == 0;
+	if (request.head.kind == NSB_REQ_SWEEP && request.nfds == 0)
+		nsb_sweep_add(request.head.text, request.head.size);
+	else
+		serve_spawn();
+	return true;
+}
+
+static bool dispatch(const struct epoll_event *event)
+{
+	uint32_t index = (uint32_t)event->data.u64;
+
+	switch ((enum source)(event->data.u64 >> 32)) {
+	case FROM_CONTROL:
+		return serve();
+	case FROM_OWNER:
+		return false;
+	case FROM_CHILD:
+		reap(index);
+		break;
+	case FROM_GO:
+		started(index);
+		break;
+	case FROM_CHANNEL:
+		abandoned(index);
+		break;
+	}
+	return true;
+}
+
+/* One event at a time: what an event does may end the child that the next one is about. */
+static bool step(int timeout_ms)
+{
+	struct epoll_event event;
+	long got = nsb_sys6(__NR_epoll_pwait, NSB_FD_EPOLL, &event, 1, timeout_ms, 0, 0);
+
+	return got <= 0 || dispatch(&event);
+}
+
+/* Registrations sent by an owner that died a moment later are still in the socket. */
+static void drain_requests(void)
+{
+	while (receive() > 0) {
+		if (request.head.kind == NSB_REQ_SWEEP)
+			nsb_sweep_add(request.head.text, request.head.size);
+		for (unsigned int i = 0; i < request.nfds; i++)
+			drop(&request.fds[i]);
+	}
+}
+
+static void end_everything(void)
+{
+	struct timespec pause = { 0, 10000000 };
+
+	drain_requests();
+	for (int round = 0; round < GRACE_ROUNDS; round++) {
+		for (uint32_t i = 0; i < touched; i++)
+			if (children[i].pidfd > 0) {
+				nsb_sys4(__NR_pidfd_send_signal, children[i].pidfd, SIGKILL, 0, 0);
+				reap(i);
+			}
+		if (nsb_sweep_run() && in_use == 0)
+			return;
+		nsb_sys2(__NR_nanosleep, &pause, NULL);
+	}
+}
+
+static void raise_nofile(void)
+{
+	struct rlimit limit;
+
+	if (nsb_sys4(__NR_prlimit64, 0, RLIMIT_NOFILE, 0, &limit) < 0)
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	nsb_sys4(__NR_prlimit64, 0, RLIMIT_NOFILE, &limit, 0);
+}
+
+/* What the owner left to its children, and a sandbox must not inherit. */
+static void forget_owner(void)
+{
+	struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		uint64_t mask;
+	} action = { 0 };
+
+	for (int sig = 1; sig <= 64; sig++)
+		nsb_sys4(__NR_rt_sigaction, sig, &action, NULL, sizeof(action.mask));
+	sys_close_range(NSB_FD_CONTROL, NSB_FD_OWNER, CLOSE_RANGE_CLOEXEC);
+	nsb_sys0(__NR_setsid);
+	nsb_sys1(__NR_chdir, "/");
+	nsb_sys1(__NR_umask, 022);
+	sys_prctl(PR_SET_NAME, (unsigned long)"nsbox-launcher", 0);
+	raise_nofile();
+}
+
+int nsb_launcher_main(void)
+{
+	int epoll, self;
+
+	forget_owner();
+	self = (int)nsb_sys2(__NR_pidfd_open, nsb_sys0(__NR_getpid), 0);
+	if (self != NSB_FD_SELF)
+		return 125;
+	epoll = (int)nsb_sys1(__NR_epoll_create1, EPOLL_CLOEXEC);
+	if (epoll != NSB_FD_EPOLL)
+		return 125;
+	if (watch(NSB_FD_CONTROL, EPOLLIN, FROM_CONTROL, 0) < 0 ||
+	    watch(NSB_FD_OWNER, EPOLLIN, FROM_OWNER, 0) < 0)
+		return 125;
+	while (step(FOREVER))
+		;
+	end_everything();
+	return 0;
+}

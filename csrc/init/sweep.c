@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Undo for an owner that died: in each registered directory, cgroups whose names begin with
+ * the owner's prefix are emptied and removed. The owner registers a directory before it
+ * makes anything there; its registry file says the same to gc(), and goes when all is done.
+ */
+#include "init.h"
+
+#define TEXT_SIZE 16384
+#define DIRECTORY 4 /* DT_DIR */
+
+struct dirent64 {
+	uint64_t ino;
+	int64_t off;
+	uint16_t reclen;
+	uint8_t type;
+	char name[];
+};
+
+static char texts[TEXT_SIZE];
+static size_t used;
+
+void nsb_sweep_add(const char *text, size_t size)
+{
+	if (size > TEXT_SIZE - used || size < 4 || text[size - 1] || text[size - 2] == 0)
+		return;
+	for (size_t i = 0; i < size; i++)
+		texts[used++] = text[i];
+}
+
+/* Kills every process of a cgroup that no pid namespace took along. */
+static void kill_members(int cgroup)
+{
+	char buf[4096];
+	int fd = sys_openat(cgroup, "cgroup.procs", O_RDONLY | O_CLOEXEC, 0);
+	ssize_t got;
+	int pid = 0;
+
+	if (fd < 0)
+		return;
+	while ((got = sys_read(fd, buf, sizeof(buf))) > 0)
+		for (ssize_t i = 0; i < got; i++) {
+			if (buf[i] >= '0' && buf[i] <= '9') {
+				pid = pid * 10 + (buf[i] - '0');
+			} else {
+				if (pid > 0)
+					nsb_sys2(__NR_kill, pid, SIGKILL);
+				pid = 0;
+			}
+		}
+	sys_close(fd);
+}
+
+static bool remove_matching(int dir, const char *prefix, unsigned int depth);
+
+static bool remove_cgroup(int parent, const char *name, unsigned int depth)
+{
+	int dir = sys_openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+
+	if (dir < 0)
+		return true;
+	kill_members(dir);
+	if (depth < 16)
+		remove_matching(dir, "", depth + 1);
+	sys_close(dir);
+	return nsb_sys3(__NR_unlinkat, parent, name, AT_REMOVEDIR) >= 0;
+}
+
+/* true: nothing is left to do here. Files: only the owner's own, in its registry. */
+static bool remove_matching(int dir, const char *prefix, unsigned int depth)
+{
+	char buf[4096] __attribute__((aligned(8)));
+	bool done = true;
+	long got;
+
+	while ((got = nsb_sys3(__NR_getdents64, dir, buf, sizeof(buf))) > 0)
+		for (long i = 0; i < got;) {
+			const struct dirent64 *entry = (const void *)(buf + i);
+
+			i += entry->reclen;
+			if (entry->name[0] == '.' || !nsb_str_starts(entry->name, prefix))
+				continue;
+			if (entry->type == DIRECTORY)
+				done &= remove_cgroup(dir, entry->name, depth);
+			else if (depth == 0)
+				nsb_sys3(__NR_unlinkat, dir, entry->name, 0);
+		}
+	return done;
+}
+
+bool nsb_sweep_run(void)
+{
+	bool done = true;
+
+	for (size_t i = 0; i < used;) {
+		const char *path = texts + i;
+		const char *prefix = path + nsb_strlen(path) + 1;
+		int dir = sys_openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
+
+		i = (size_t)(prefix - texts) + nsb_strlen(prefix) + 1;
+		if (dir < 0)
+			continue;
+		done &= remove_matching(dir, prefix, 0);
+		sys_close(dir);
+	}
+	return done;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Steps that make directories and files in the new root, and write sysctls. */
+#include "steps.h"
+
+/* Opens path as the payload will see it: below the new root, through no magic link. */
+static int open_below(struct nsb_ctx *cx, const char *path, int flags)
+{
+	struct open_how how = {
+		.flags = (uint64_t)(unsigned int)(flags | O_CLOEXEC),
+		.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS,
+	};
+
+	cx->call = "openat2";
+	return (int)nsb_sys4(__NR_openat2, cx->root, path, &how, sizeof(how));
+}
+
+int nsb_in_root(struct nsb_ctx *cx, const char *path, int flags)
+{
+	return open_below(cx, path, flags);
+}
+
+/* Opens the directory that holds path, and points name at the last component. */
+int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name)
+{
+	char parent[4096];
+	size_t slash = 0, length = nsb_strlen(path);
+
+	cx->call = "openat2";
+	if (length >= sizeof(parent))
+		return -ENAMETOOLONG;
+	for (size_t i = 0; i < length; i++) {
+		parent[i] = path[i];
+		if (path[i] == '/')
+			slash = i;
+	}
+	parent[slash] = 0;
+	*name = path + slash + (path[slash] == '/');
+	return open_below(cx, slash ? parent : "/", O_PATH | O_DIRECTORY);
+}
+
+/* Makes what is missing of a path, one component at a time, each looked up in the root anew:
+ * a symlink on the way leads to where the payload would be led, never to the host. */
+int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *path = nsb_str(cx, op->a);
+	char prefix[4096];
+	size_t length = nsb_strlen(path);
+	const char *name;
+	int err = 0, fd;
+
+	cx->call = "mkdirat";
+	if (length >= sizeof(prefix))
+		return -ENAMETOOLONG;
+	for (size_t i = 1; i <= length; i++) {
+		prefix[i - 1] = path[i - 1];
+		if (path[i] != '/' && path[i] != 0)
+			continue;
+		prefix[i] = 0;
+		fd = open_below(cx, prefix, O_PATH | O_DIRECTORY);
+		if (fd == -ENOENT) {
+			fd = nsb_parent_in_root(cx, prefix, &name);
+			if (fd < 0)
+				return fd;
+			cx->call = "mkdirat";
+			err = (int)nsb_sys3(__NR_mkdirat, fd, name, path[i] ? 0755 : op->n);
+		}
+		if (fd < 0)
+			return fd;
+		sys_close(fd);
+		if (err < 0)
+			return err;
+	}
+	return 0;
+}
+
+static int write_all(struct nsb_ctx *cx, int fd, const char *data, uint64_t size)
+{
+	cx->call = "write";
+	while (size) {
+		ssize_t done = sys_write(fd, data, size);
+
+		if (done == -EINTR)
+			continue;
+		if (done <= 0)
+			return done ? (int)done : -EIO;
+		data += done;
+		size -= (uint64_t)done;
+	}
+	return 0;
+}
+
+int step_file(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *name;
+	int err, fd, parent = nsb_parent_in_root(cx, nsb_str(cx, op->a), &name);
+
+	if (parent < 0)
+		return parent;
+	cx->call = "openat";
+	fd = sys_openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	sys_close(parent);
+	if (fd < 0)
+		return fd;
+	err = write_all(cx, fd, nsb_str(cx, op->b), op->n);
+	if (err == 0 && op->c != UINT32_MAX) {
+		cx->call = "fchown";
+		err = (int)nsb_sys3(__NR_fchown, fd, op->c, op->m >> 32);
+	}
+	if (err == 0) {
+		cx->call = "fchmod"; /* the umask has no say in a mode that was asked for */
+		err = (int)nsb_sys2(__NR_fchmod, fd, op->m & 07777);
+	}
+	sys_close(fd);
+	return err;
+}
+
+int step_symlink(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *name;
+	int err, parent = nsb_parent_in_root(cx, nsb_str(cx, op->b), &name);
+
+	if (parent < 0)
+		return parent;
+	cx->call = "symlinkat";
+	err = (int)nsb_sys3(__NR_symlinkat, nsb_str(cx, op->a), parent, name);
+	sys_close(parent);
+	return err;
+}
+
+/* A procfs that is attached nowhere: no mount that a payload prepared can redirect a write. */
+int step_procfs(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	cx->proc = nsb_new_mount(cx, "proc", op->a ? nsb_str(cx, op->a) : "", 0);
+	return cx->proc < 0 ? cx->proc : 0;
+}
+
+/* Writes a file below the private procfs: a sysctl, or self/oom_score_adj. */
+int step_sysctl(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	struct open_how how = {
+		.flags = O_WRONLY | O_CLOEXEC,
+		.resolve = RESOLVE_BENEATH | RESOLVE_NO_XDEV | RESOLVE_NO_MAGICLINKS,
+	};
+	const char *value = nsb_str(cx, op->b);
+	int err, fd;
+
+	cx->call = "openat2";
+	fd = (int)nsb_sys4(__NR_openat2, cx->proc, nsb_str(cx, op->a), &how, sizeof(how));
+	if (fd < 0)
+		return fd;
+	err = write_all(cx, fd, value, nsb_strlen(value));
+	sys_close(fd);
+	return err;
+}
+
+/* A working directory outside the root would be a door (CVE-2024-21626): the kernel says so. */
+int step_chdir(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	char where[4096];
+	ssize_t length;
+	int err;
+
+	cx->call = "chdir";
+	err = (int)nsb_sys1(__NR_chdir, nsb_str(cx, op->a));
+	if (err < 0)
+		return err;
+	cx->call = "getcwd";
+	length = nsb_sys2(__NR_getcwd, where, sizeof(where));
+	if (length < 0)
+		return (int)length;
+	return where[0] == '/' ? 0 : -EXDEV;
+}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers and pods out of Linux kernel primitives, in process.
+
+Names are loaded when they are first used, so that ``import nsbox`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsbox.errors import CommandError as CommandError
+    from nsbox.errors import CommandNotFound as CommandNotFound
+    from nsbox.errors import NsboxError as NsboxError
+    from nsbox.errors import RemoteError as RemoteError
+    from nsbox.errors import SetupError as SetupError
+    from nsbox.errors import SpecError as SpecError
+    from nsbox.errors import StateError as StateError
+    from nsbox.errors import TimeoutExpired as TimeoutExpired
+    from nsbox.errors import Unavailable as Unavailable
+    from nsbox.registry import gc as gc
+    from nsbox.result import Completed as Completed
+    from nsbox.result import Reason as Reason
+    from nsbox.result import Usage as Usage
+    from nsbox.command import Popen as Popen
+    from nsbox.command import explain as explain
+    from nsbox.command import run as run
+    from nsbox.spec import Limits as Limits
+    from nsbox.spec import Mount as Mount
+    from nsbox.spec import Rootfs as Rootfs
+
+__version__ = "0.1.0.dev0"
+
+#: Public name -> the module that has it.
+_WHERE = {
+    "CommandError": "errors",
+    "CommandNotFound": "errors",
+    "Completed": "result",
+    "Limits": "spec",
+    "Mount": "spec",
+    "NsboxError": "errors",
+    "Popen": "command",
+    "Reason": "result",
+    "RemoteError": "errors",
+    "Rootfs": "spec",
+    "SetupError": "errors",
+    "SpecError": "errors",
+    "StateError": "errors",
+    "TimeoutExpired": "errors",
+    "Unavailable": "errors",
+    "Usage": "result",
+    "explain": "command",
+    "gc": "registry",
+    "run": "command",
+}
+
+DEVNULL, PIPE, STDOUT = -3, -1, -2  # subprocess's, without importing it
+
+__all__ = ["DEVNULL", "PIPE", "STDOUT", *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'nsbox' has no attribute {name!r}")
+    value = getattr(import_module(f"nsbox.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

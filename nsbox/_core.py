@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one importer of the extension: its functions, typed, with OSError instead of -errno."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nsbox import _ffi
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_lib: Any = _ffi.lib
+_ffi_: Any = _ffi.ffi
+
+MAX_PASSED: int = _lib.NSB_MAX_PASSED
+
+
+class Record(NamedTuple):
+    """``struct nsb_record``: what a child, PID 1 or the launcher has to say."""
+
+    kind: int
+    op: int
+    err: int
+    pid: int
+    code: int
+    status: int
+    utime_us: int
+    stime_us: int
+    maxrss_kib: int
+    call: str
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def _record(raw: Any) -> Record:
+    return Record(
+        raw.kind,
+        raw.op,
+        raw.err,
+        raw.pid,
+        raw.code,
+        raw.status,
+        raw.utime_us,
+        raw.stime_us,
+        raw.maxrss_kib,
+        _ffi_.string(raw.call).decode("ascii"),
+    )
+
+
+def plan_check(plan: bytes) -> bool:
+    """Whether csrc/plan.c finds every offset of an encoded plan in order."""
+    return int(_lib.nsb_plan_check(_ffi_.from_buffer(plan), len(plan))) == 0
+
+
+def launcher_start(exe: int, control: int, lock: int, owner_pidfd: int) -> None:
+    """Starts nsbox-init as a launcher that serves *control*; it is nobody's waitable child."""
+    _check(_lib.nsb_launcher_start(exe, control, lock, owner_pidfd))
+
+
+def submit(control: int, plan: bytes, fds: Sequence[int]) -> int:
+    """Asks the launcher to spawn *plan*; returns the channel on which records will arrive.
+
+    Closing the channel makes the launcher kill the sandbox.
+    """
+    passed = _ffi_.new("int[]", fds)
+    return _check(
+        _lib.nsb_submit(control, _ffi_.from_buffer(plan), len(plan), passed, len(fds))
+    )
+
+
+def sweep(control: int, directory: str, prefix: str) -> None:
+    """Registers: when the owner dies, cgroups in *directory* named *prefix*… are removed."""
+    text = os.fsencode(directory) + b"\0" + os.fsencode(prefix) + b"\0"
+    _check(_lib.nsb_sweep(control, _ffi_.from_buffer(text), len(text)))
+
+
+def receive(channel: int, timeout_ms: int = -1) -> tuple[Record, int] | None:
+    """The next record and the descriptor that came with it (or -1); None on time-out.
+
+    Raises:
+        BrokenPipeError: nobody is left who could write one.
+        InterruptedError: a signal arrived; call again.
+    """
+    raw, fd = _ffi_.new("struct nsb_record *"), _ffi_.new("int *", -1)
+    if _check(_lib.nsb_receive(channel, raw, fd, timeout_ms)) == 0:
+        return None
+    return _record(raw), fd[0]
+
+
+class Starting:
+    """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
+
+    __slots__ = ("_channel", "_pidfd", "_raw")
+
+    def __init__(self, channel: int) -> None:
+        self._channel = channel
+        self._raw = _ffi_.new("struct nsb_record *")
+        self._pidfd = _ffi_.new("int *", -1)
+
+    @property
+    def pidfd(self) -> int:
+        return int(self._pidfd[0])
+
+    @property
+    def pid(self) -> int:
+        return int(self._raw.pid)
+
+    def next(self) -> Record:
+        """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does."""
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd))
+        return _record(self._raw)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan under construction: what the parts of compile() add steps to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nsbox.errors import Unavailable
+from nsbox.names import PlanFlag
+from nsbox.plan import OpenTree, Slot, Step
+from nsbox.profile import PROFILES, Profile
+
+if TYPE_CHECKING:
+    from nsbox.host import Host
+    from nsbox.spec import Spec
+
+#: Ids of a slot, or of a subordinate range: what a user namespace with more than one id maps.
+SLOT_IDS = 65536
+
+
+@dataclass
+class Build:
+    """Spec, host and profile, what was decided of them, and the steps so far.
+
+    Attributes:
+        join: a process whose namespaces the child enters: (kind, slot of its pidfd) per kind.
+        new: kinds of namespaces that are made.
+        uid, gid: of the payload, inside.
+        id_map: "slot", "range" (newuidmap), "single", or "" without a user namespace.
+        owner: the ids that set-up runs as, inside.
+        template: the mount namespace comes from a template.
+    """
+
+    spec: Spec
+    host: Host
+    join: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    uid: int = 0
+    gid: int = 0
+    id_map: str = ""
+    template: bool = False
+    steps: list[Step] = field(default_factory=list)
+    passed: list[Slot] = field(default_factory=list)
+    applied: dict[str, str] = field(default_factory=dict)
+    enforcement: dict[str, str] = field(default_factory=dict)
+    flags: PlanFlag = PlanFlag(0)
+    trees: int = 0
+
+    @property
+    def profile(self) -> Profile:
+        return PROFILES[self.spec.profile]
+
+    @property
+    def in_userns(self) -> bool:
+        """Set-up has all capabilities, but only over what its user namespace owns."""
+        return "user" in self.new or "user" in self.join
+
+    @property
+    def capable(self) -> bool:
+        """Set-up can change credentials and mount."""
+        return self.in_userns or self.host.privileged
+
+    def has_new(self, kind: str) -> bool:
+        return kind in self.new
+
+    def own(self, kind: str) -> bool:
+        """The payload's namespace of this kind is not the caller's."""
+        return kind in self.new or kind in self.join
+
+    def add(self, *steps: Step) -> None:
+        self.steps.extend(steps)
+
+    def pass_slot(self, kind: str, key: str | int) -> Slot:
+        slot = Slot(kind, key)
+        if slot not in self.passed:
+            self.passed.append(slot)
+        return slot
+
+    def open_tree(
+        self, src: str, attrs: int, source: str, *, recursive: bool = True, device: int = 0
+    ) -> Slot:
+        """A detached copy of a host path; opened while set-up still has the caller's ids."""
+        self.trees += 1
+        slot = Slot("tree", f"{src}#{self.trees}")
+        self.add(OpenTree(src, slot, attrs, source, recursive, device))
+        return slot
+
+    def cannot(self, feature: str, why: str, *, hint: str = "") -> None:
+        """What was asked for cannot be done here: raise, or note it under best_effort."""
+        if not self.spec.best_effort:
+            raise Unavailable(feature, why, alternatives=("best_effort=True",), hint=hint)
+        self.enforcement[feature.removeprefix("limits.")] = f"missing: {why}"

@@ -1,0 +1,603 @@
+# SPDX-License-Identifier: Apache-2.0
+"""run() and Popen: subprocess's two, but boxed."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import select
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nsbox import probe, templates, units, watch
+from nsbox.compile import compile_spec, wants_template
+from nsbox.errors import SetupError, SpecError, TimeoutExpired
+from nsbox.plan import Plan, Slot
+from nsbox.process import Ended, Injection, Process, spawn
+from nsbox.result import Completed, Reason, Usage
+from nsbox.spec import Mount, Spec, make_spec
+from nsbox.streams import PIPE, STDOUT, Feeder, Sink, Stdio, connect
+
+if TYPE_CHECKING:
+    from nsbox.host import Host
+
+_CACHEABLE_BYTES = 1 << 20
+_SIGKILL = 9
+
+_cached_compile = functools.lru_cache(maxsize=64)(compile_spec)
+_cached_wants = functools.lru_cache(maxsize=64)(wants_template)
+
+
+def read_files(files: Any) -> Any:
+    """``files=`` with every Path read: its content and its permission bits."""
+    if not isinstance(files, Mapping):
+        return files
+    result = {}
+    for name, value in files.items():
+        if isinstance(value, os.PathLike):
+            path = Path(value)
+            try:
+                value = (path.read_bytes(), path.stat().st_mode & 0o777)
+            except OSError as e:
+                raise SpecError(f"files[{name!r}]", str(e)) from e
+        result[name] = value
+    return result
+
+
+def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
+    """The spec of ``run()``'s keywords, its files read and its interpreter found."""
+    keywords = dict(keywords)
+    if keywords.get("files") is not None:
+        keywords["files"] = read_files(keywords["files"])
+    return _with_interpreter(make_spec(args, **keywords))
+
+
+def _with_interpreter(spec: Spec) -> Spec:
+    """The host root shows the program that args name, wherever it is installed."""
+    if spec.root.kind != "host":
+        return spec
+    system = probe.host().system
+    trees = probe.interpreter_trees(spec.args[0], system)
+    if not trees:
+        return spec
+    binds = tuple(Mount.bind(tree, tree) for tree in trees)
+    args = spec.args
+    if "/" not in args[0]:
+        import shutil
+
+        args = (shutil.which(args[0]) or args[0], *args[1:])
+    return replace(spec, args=args, mounts=(*binds, *spec.mounts))
+
+
+def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), template: bool = True) -> Plan:
+    """The plan of a spec, compiled once for specs that come again."""
+    small = sum(len(content) for _, content, _ in spec.files) < _CACHEABLE_BYTES
+    build = _cached_compile if small else compile_spec
+    use = template and not join and _cached_wants(spec, host)
+    return build(spec, host, join=join, template=use)
+
+
+def explain(args: Any, **keywords: Any) -> Plan:
+    """The plan of ``run(args, ...)``, not run: ``print(nsbox.explain(["id"]))``.
+
+    Takes a ``Spec`` too.
+    """
+    spec = args if isinstance(args, Spec) else build_spec(args, keywords)
+    return plan_for(spec, probe.host())
+
+
+def launch(
+    spec: Spec,
+    stdio: Stdio,
+    *,
+    join: tuple[str, ...] = (),
+    joined_pidfd: int = -1,
+    inject: Injection = Injection(),  # noqa: B008  (immutable)
+) -> Process:
+    """Spawn *spec* with these descriptors; its template is made when it has none yet."""
+    host = probe.host()
+    plan = plan_for(spec, host, join=join)
+    descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
+    descriptors.update({Slot("pass", fd): fd for fd in spec.pass_fds})
+    template = -1
+    try:
+        for slot in plan.passed:
+            if slot.kind == "mntns":
+                template = descriptors[slot] = templates.acquire(spec, host)
+            elif slot.kind == "pidfd":
+                descriptors[slot] = joined_pidfd
+        return spawn(plan, descriptors, inject=inject)
+    except FileNotFoundError as e:
+        if isinstance(e, SetupError):
+            raise
+        raise SpecError("root", f"{e.filename or spec.root.path} does not exist") from e
+    finally:
+        if template >= 0:
+            os.close(template)
+        stdio.close_theirs()
+
+
+class Verdict(NamedTuple):
+    """What nsbox itself did to a payload, before the kernel's word on its end."""
+
+    reason: Reason | None = None
+    limit: str = ""
+
+
+def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tuple[str, ...]]:
+    """Why it ended. OOM is the kernel's counter, never a guess from signal 9."""
+    hit = [verdict.limit] if verdict.limit else []
+    oom = process.stats is not None and process.stats.oom_kills > 0
+    if oom:
+        hit.append("memory")
+    if verdict.reason is not None:
+        return verdict.reason, tuple(hit)
+    if oom and ended.returncode == -_SIGKILL:
+        return Reason.OOM, tuple(hit)
+    return (Reason.SIGNALED if ended.returncode < 0 else Reason.EXITED), tuple(hit)
+
+
+def usage_of(process: Process, ended: Ended) -> Usage:
+    """Whole-tree figures: the cgroup's where there is one, else the launcher's wait."""
+    stats = process.stats
+    peak = stats.memory_peak if stats is not None and stats.memory_peak is not None else ended.maxrss
+    return Usage(
+        wall=process.ended_at - process.started_at,
+        cpu_user=ended.cpu_user,
+        cpu_system=ended.cpu_system,
+        memory_peak=peak,
+        pids_peak=stats.pids_peak if stats is not None else None,
+        throttled=stats.throttled if stats is not None else None,
+    )
+
+
+class _Conversation:
+    """Feeds input, takes output and waits for the end, in the calling thread."""
+
+    def __init__(self, process: Process, feeder: Feeder | None, sinks: list[Sink]) -> None:
+        self._process = process
+        self._poll = select.poll()
+        self._poll.register(process.fileno(), select.POLLIN)
+        self._feeder = feeder
+        self._sinks = {sink.fd: sink for sink in sinks}
+        for sink in sinks:
+            self._poll.register(sink.fd, select.POLLIN)
+        if feeder is not None and feeder.fd >= 0:
+            self._poll.register(feeder.fd, select.POLLOUT)
+
+    def unregister(self, fd: int) -> None:
+        self._poll.unregister(fd)
+
+    def run(self, deadline: float | None) -> Ended | None:
+        """How it ended; None when *deadline* passed or output went over its limit."""
+        while (ended := self._process.poll()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            for fd, _ in self._poll.poll(None if left is None else left * 1000):
+                self._serve(fd)
+            if any(sink.truncated for sink in self._sinks.values()):
+                return None
+        return ended
+
+    def _serve(self, fd: int) -> None:
+        if self._feeder is not None and fd == self._feeder.fd:
+            self._feeder.write()
+        elif fd in self._sinks and not self._sinks[fd].read():
+            self._poll.unregister(fd)
+
+    def drain(self) -> None:
+        for sink in self._sinks.values():
+            sink.drain()
+
+
+def _sinks(stdio: Stdio, limit: int | None, keep: tuple[int, ...]) -> dict[int, Sink]:
+    return {n: Sink(stdio.ours[n], keep=n in keep, relay_to=-1 if n in keep else n,
+                    limit=limit if n in keep else None)
+            for n in (1, 2) if n in stdio.ours}  # fmt: skip
+
+
+def _converse(
+    process: Process, stdio: Stdio, sinks: dict[int, Sink], data: bytes, timeout: float | None
+) -> tuple[Ended, Verdict, bool]:
+    """Returns how it ended, what nsbox did about it, and whether *timeout* had passed."""
+    wall = process.wall
+    feeder = None
+    conversation: _Conversation | None = None
+    if 0 in stdio.ours:
+        fd = stdio.take(0)
+        feeder = Feeder(fd, data, lambda fd: conversation.unregister(fd) if conversation else None)
+    try:
+        conversation = _Conversation(process, feeder, list(sinks.values()))
+        limits = [limit for limit in (timeout, wall) if limit is not None]
+        deadline = process.started_at + min(limits) if limits else None
+        ended = conversation.run(deadline)
+        verdict, late = Verdict(), False
+        if ended is None:
+            process.kill()
+            if any(sink.truncated for sink in sinks.values()):
+                verdict = Verdict(Reason.OUTPUT_LIMIT, "output")
+            else:
+                late = timeout is not None and (wall is None or timeout <= wall)
+                verdict = Verdict(Reason.TIMEOUT, "" if late else "wall")
+            ended = process.wait()
+        conversation.drain()
+        assert ended is not None
+        return ended, verdict, late
+    finally:
+        if feeder is not None:
+            conversation = None
+            feeder.close()
+
+
+def _decode(data: bytes, text: bool) -> bytes | str:
+    if not text:
+        return data
+    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _as_bytes(data: Any) -> bytes:
+    if data is None:
+        return b""
+    return data.encode() if isinstance(data, str) else bytes(data)
+
+
+def run(
+    args: Any,
+    *,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    input: Any = None,
+    capture_output: bool = False,
+    text: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+    **keywords: Any,
+) -> Completed:
+    """Run a command in a sandbox of its own and wait for its end.
+
+    What the caller asked for is enforced or the call raises. The sandbox, with every process
+    in it, is gone when this returns or raises.
+
+    Args:
+        args: the program and its arguments, a list.
+        root: a ``Rootfs``, or a directory; default the host's system directories, read-only.
+        cwd: directory inside; default /tmp, a tmpfs of its own.
+        env: variables beside PATH, HOME, LANG and USER.
+        user: uid or ``"uid:gid"`` inside.
+        groups, capabilities, rlimits, pass_fds: more of the process, none by default.
+        hostname: of a UTS namespace of its own.
+        mounts: ``Mount`` objects.
+        files: contents by relative path: bytes, str, or a Path to be read; put into /tmp.
+        net: ``"none"`` (a loopback of its own) or ``"host"``.
+        limits: ``Limits``.
+        namespaces: kinds to make, instead of the profile's.
+        init: PID 1 is nsbox-init, which reaps and forwards signals; else the command is.
+        profile: ``"strict"``, ``"standard"`` or ``"none"``.
+        proc: ``"pids"``, ``"full"`` or ``"none"``.
+        input: bytes or str for standard input.
+        capture_output: keep both streams in the result; else they are relayed.
+        text: captured streams as str.
+        timeout: seconds; then everything is killed and TimeoutExpired raised.
+        check: raise CommandError unless the result is ``ok``.
+        best_effort: do without what this host cannot enforce, and say so in ``enforcement``.
+
+    Raises:
+        SpecError, TypeError: an argument is wrong; nothing was started.
+        Unavailable: the host cannot do it.
+        SetupError: a step failed; everything was undone.
+        TimeoutExpired, CommandError: see *timeout* and *check*.
+        StateError: the launcher was killed meanwhile.
+    """
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise ValueError("stdout and stderr may not be used with capture_output")
+        stdout = stderr = PIPE
+    if input is not None:
+        if stdin is not None:
+            raise ValueError("stdin may not be used with input")
+        stdin = PIPE
+    if timeout is not None:
+        units.seconds(timeout, "timeout", zero=True)
+    spec = build_spec(args, keywords)
+    stdio = connect(stdin, stdout, stderr)
+    sinks: dict[int, Sink] = {}
+    try:
+        process = launch(spec, stdio)
+        try:
+            process.wall = spec.limits.wall
+            keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
+            output = spec.limits.output
+            sinks = _sinks(stdio, output if isinstance(output, int) else None, keep)
+            ended, verdict, late = _converse(process, stdio, sinks, _as_bytes(input), timeout)
+        finally:
+            process.close()
+    finally:
+        stdio.close()
+    completed = _completed(spec, process, ended, verdict, sinks, keep, text)
+    if late:
+        raise TimeoutExpired(completed.args, timeout or 0.0, completed)
+    if check:
+        completed.check_returncode()
+    return completed
+
+
+def _completed(
+    spec: Spec,
+    process: Process,
+    ended: Ended,
+    verdict: Verdict,
+    sinks: dict[int, Sink],
+    keep: tuple[int, ...],
+    text: bool,
+) -> Completed:
+    reason, hit = judge(process, ended, verdict)
+    kept = {n: _decode(bytes(sinks[n].kept), text) if n in keep and n in sinks else None
+            for n in (1, 2)}  # fmt: skip
+    return Completed(
+        args=spec.args,
+        returncode=ended.returncode,
+        stdout=kept[1],
+        stderr=kept[2],
+        reason=reason,
+        usage=usage_of(process, ended),
+        truncated=any(sink.truncated for sink in sinks.values()),
+        limits_hit=hit,
+        enforcement=dict(process.plan.enforcement),
+        applied=dict(process.plan.applied),
+    )
+
+
+class Popen:
+    """A sandboxed command that goes on: ``subprocess.Popen``'s attributes and methods.
+
+    ``with`` or ``close()`` kills what is left. Output that is not piped is relayed by the
+    library's thread. See ``run`` for the keywords.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        text: bool = False,
+        **keywords: Any,
+    ) -> None:
+        self._closed = True
+        self.spec = build_spec(args, keywords)
+        self.args = list(self.spec.args)
+        self._text = text
+        self._verdict = Verdict()
+        self._ended: Ended | None = None
+        self._stdio = connect(stdin, stdout, stderr)
+        try:
+            self._process = self._launch()
+        except BaseException:
+            self._stdio.close()
+            raise
+        self._closed = False
+        self._keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
+        self.stdin, self.stdout, self.stderr = (self._open(n) for n in range(3))
+        self._relays = _sinks(self._stdio, None, ())
+        self._wall: watch.Timer | None = None
+        self._watch()
+
+    def _launch(self) -> Process:
+        return launch(self.spec, self._stdio)
+
+    def _open(self, number: int) -> Any:
+        if number != 0 and number not in self._keep:
+            return None
+        fd = self._stdio.take(number)
+        if fd < 0:
+            return None
+        os.set_blocking(fd, True)
+        raw = io.open(fd, "wb" if number == 0 else "rb", 0 if number == 0 else -1)  # noqa: SIM115, UP020
+        if not self._text:
+            return raw
+        buffer = raw if number else io.BufferedWriter(raw)  # type: ignore[arg-type]
+        return io.TextIOWrapper(buffer, encoding="utf-8", errors="replace", write_through=True)
+
+    def _watch(self) -> None:
+        keeper = watch.get()
+        keeper.add(self._process.fileno(), self._news)
+        for sink in self._relays.values():
+            keeper.add(sink.fd, functools.partial(self._relay, sink))
+        if self.spec.limits.wall is not None:
+            self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+
+    def _news(self) -> None:
+        """By the watch: something arrived on the channel."""
+        try:
+            ended = self._process.poll()
+        except Exception:  # lost: whoever asks is told
+            watch.get().remove(self._process.fileno())
+            return
+        if ended is not None:
+            watch.get().remove(self._process.fileno())
+
+    def _relay(self, sink: Sink) -> None:
+        if not sink.read():
+            watch.get().remove(sink.fd)
+
+    def _time_out(self) -> None:
+        if self._process.poll() is None:
+            self._verdict = Verdict(Reason.TIMEOUT, "wall")
+            self._process.kill()
+
+    # ---------------------------------------------------------- subprocess's
+
+    @property
+    def pid(self) -> int:
+        """The process as the caller sees it: the payload, or nsbox-init when that is PID 1."""
+        return self._process.pid
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of it; -1 after the end."""
+        return self._process.pidfd
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._ended is None else self._ended.returncode
+
+    def fileno(self) -> int:
+        """Readable when it has ended (then call ``poll()``): for select and event loops."""
+        return self._process.fileno()
+
+    def poll(self) -> int | None:
+        """Its return code, or None while it runs."""
+        if self._ended is None:
+            ended = self._process.poll()
+            if ended is not None:
+                self._settle(ended)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end. Raises TimeoutExpired; it goes on then."""
+        if self._ended is None:
+            ended = self._process.wait(timeout)
+            if ended is None:
+                raise TimeoutExpired(self.args, timeout or 0.0)
+            self._settle(ended)
+        assert self._ended is not None
+        return self._ended.returncode
+
+    def communicate(
+        self, input: Any = None, timeout: float | None = None
+    ) -> tuple[bytes | str | None, bytes | str | None]:
+        """Feed *input*, read the pipes to their end or the payload's; returns both outputs.
+
+        Raises:
+            TimeoutExpired: *timeout* passed; everything was killed.
+        """
+        for number, stream in enumerate((self.stdin, self.stdout, self.stderr)):
+            if stream is not None and not stream.closed:
+                if number == 0:
+                    stream.flush()
+                fd = os.dup(stream.fileno())
+                stream.close()
+                os.set_blocking(fd, False)
+                self._stdio.ours[number] = fd
+        limit = self.spec.limits.output
+        sinks = {n: Sink(self._stdio.ours[n], keep=True, limit=limit if isinstance(limit, int) else None)
+                 for n in self._keep if n in self._stdio.ours}  # fmt: skip
+        self._process.wall = None
+        if self._ended is None:
+            left = None if timeout is None else time.monotonic() - self._process.started_at + timeout
+            ended, verdict, late = _converse(
+                self._process, self._stdio, sinks, _as_bytes(input), left
+            )
+            if verdict.reason is not None:
+                self._verdict = verdict
+            self._settle(ended)
+        else:
+            late = False
+            for sink in sinks.values():
+                while sink.read() and not sink.truncated:
+                    pass
+        out, err = (_decode(bytes(sinks[n].kept), self._text) if n in sinks else None for n in (1, 2))
+        if late:
+            raise TimeoutExpired(self.args, timeout or 0.0, None)
+        return out, err
+
+    def send_signal(self, sig: int) -> None:
+        """To the payload; nothing when it has ended."""
+        self._process.send_signal(sig)
+
+    def terminate(self) -> None:
+        """SIGTERM to the payload."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the sandbox."""
+        self._process.kill()
+
+    # ---------------------------------------------------------- nsbox's
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended, or None while it runs."""
+        return None if self._ended is None else judge(self._process, self._ended, self._verdict)[0]
+
+    def usage(self) -> Usage | None:
+        """What it used, once it has ended."""
+        return None if self._ended is None else usage_of(self._process, self._ended)
+
+    @property
+    def applied(self) -> dict[str, str]:
+        return dict(self._process.plan.applied)
+
+    @property
+    def enforcement(self) -> dict[str, str]:
+        return dict(self._process.plan.enforcement)
+
+    def explain(self) -> Plan:
+        """The plan that was run."""
+        return self._process.plan
+
+    def _settle(self, ended: Ended) -> None:
+        """It has ended: give back everything but what the caller may still read."""
+        self._ended = ended
+        self._release()
+
+    def _release(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        keeper = watch.get()
+        keeper.remove(self._process.fileno())
+        if self._wall is not None:
+            self._wall.cancel()
+        self._process.close()
+        for sink in self._relays.values():
+            keeper.remove(sink.fd)
+            sink.drain()
+            self._stdio.ours.pop(1 if sink is self._relays.get(1) else 2, None)
+            sink.close()
+
+    def close(self) -> None:
+        """Kill what is left and give everything back; idempotent."""
+        if not self._closed and self._ended is None:
+            self._process.kill()
+            try:
+                self._ended = self._process.wait(5)
+            except RuntimeError:  # lost with its launcher
+                pass
+        self._release()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # unflushed input that nobody will read
+                    pass
+        self._stdio.close()
+
+    def __enter__(self) -> Popen:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._ended is not None:
+            state = f"returned {self._ended.returncode}"
+        else:
+            state = "closed" if self._closed else f"running as {self.pid}"
+        return f"<nsbox.{type(self).__name__} {self.args[0]!r} {state}>"
+
+
+__all__ = ["PIPE", "STDOUT", "Completed", "Popen", "Reason", "Usage", "explain", "run"]

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compile(): from a spec and a host to a plan. Pure: every condition is decided here."""
+
+from __future__ import annotations
+
+import math
+
+from nsbox import creds, mounts
+from nsbox.build import SLOT_IDS, Build
+from nsbox.errors import SpecError, Unavailable
+from nsbox.host import Host
+from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
+from nsbox.plan import (
+    Clone3,
+    EnterCgroup,
+    MakeCgroup,
+    Number,
+    Options,
+    Pair,
+    Plan,
+    SetLimit,
+    Setns,
+    Simple,
+    Slot,
+    Text,
+    Unshare,
+)
+from nsbox.spec import Rootfs, Spec
+
+__all__ = ["compile_spec", "compile_pause", "compile_template"]
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SIGKILL = 9
+_CPU_PERIOD_US = 100_000
+#: Below this a child that shares the launcher's memory could meet its limit while it is set up.
+_TIGHT_MEMORY = 16 << 20
+_NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "cpu_time", "net_priority")
+
+
+def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
+    if spec.namespaces is not None:
+        wanted = list(spec.namespaces)
+    else:
+        wanted = list(Build(spec, host).profile.namespaces)
+        if not host.privileged and "user" not in wanted:
+            wanted.insert(0, "user")
+        if spec.net == "host":
+            wanted = [kind for kind in wanted if kind != "net"]
+    if not host.privileged and "user" not in wanted and "user" not in join and wanted:
+        raise Unavailable(
+            "namespaces", f"{', '.join(wanted)} need CAP_SYS_ADMIN",
+            alternatives=('"user" among the namespaces',),
+        )  # fmt: skip
+    return tuple(kind for kind in NAMESPACES if kind in wanted and kind not in join)
+
+
+def _refuse_what_is_missing(build: Build) -> None:
+    """A limit that nothing here would enforce is an error, never a decoration."""
+    for name in _NOT_YET:
+        if getattr(build.spec.limits, name) is not None:
+            build.cannot(f"limits.{name}", "this version of nsbox does not enforce it")
+
+
+def _cgroup_limits(build: Build) -> list[SetLimit]:
+    """Limits as cgroup v2 files and values; the profile's own give way where there is no cgroup."""
+    limits, profile, host = build.spec.limits, build.profile, build.host
+    files: list[SetLimit] = []
+
+    def want(controller: str, asked: object, default: object, *values: tuple[str, str]) -> None:
+        source = f"limits.{controller}" if asked is not None else "profile"
+        if asked is None and default is None:
+            return
+        if controller in host.controllers:
+            files.extend(SetLimit(file, value, source) for file, value in values)
+            build.enforcement[controller] = f"cgroup v{host.cgroup_version} {values[0][0]}"
+        elif asked is not None:
+            build.cannot(
+                source, f"no cgroup here in which the {controller} controller can be used",
+                hint="run as root, or with a delegated cgroup: systemd-run --user --scope "
+                     "-p Delegate=yes COMMAND",
+            )  # fmt: skip
+        else:
+            build.applied[controller] = "missing: no cgroup with this controller"
+
+    memory = limits.memory if limits.memory is not None else profile.memory
+    group = (("memory.oom.group", "1"),) if limits.oom_group else ()
+    want("memory", limits.memory, profile.memory, ("memory.max", str(memory)),
+         ("memory.swap.max", str(limits.swap or 0)), *group)  # fmt: skip
+    pids = limits.pids if limits.pids is not None else profile.pids
+    # init is not the payload's: it gets a place of its own
+    init = int(build.spec.init and build.has_new("pid"))
+    want("pids", limits.pids, profile.pids, ("pids.max", str((pids or 0) + init)))
+    cpu = limits.cpu if limits.cpu is not None else profile.cpu
+    quota = max(1000, math.ceil(float(cpu or 0) * _CPU_PERIOD_US))
+    want("cpu", limits.cpu, profile.cpu, ("cpu.max", f"{quota} {_CPU_PERIOD_US}"))
+    return files
+
+
+def _add_cgroup(build: Build) -> None:
+    """Host steps: the directories and their limits, before the child that they are for."""
+    files = _cgroup_limits(build)
+    if not files:
+        return
+    controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
+    build.add(MakeCgroup(controllers, "limits"), *files)
+    for controller in controllers if build.host.cgroup_version == 1 else ():
+        build.pass_slot("cgroup", controller)
+    if build.host.cgroup_version == 2:
+        build.pass_slot("cgroup", "v2")
+
+
+def _enter_cgroup(build: Build) -> None:
+    """v1: the child enters by itself. The cgroup namespace comes after, or it would see "/.."."""
+    slots = [slot for slot in build.passed if slot.kind == "cgroup"]
+    if build.host.cgroup_version == 1:
+        for slot in slots:
+            build.add(EnterCgroup(slot, "limits"))
+    if slots and build.has_new("cgroup"):
+        build.add(Unshare(Clone.NEWCGROUP, "namespaces"))
+
+
+def _add_clone(build: Build) -> None:
+    in_cgroup = any(slot.kind == "cgroup" for slot in build.passed)
+    flags = Clone(0)
+    for kind in build.new:
+        later = kind == "cgroup" and in_cgroup or kind == "mnt" and build.template
+        flags |= Clone(0) if later else NAMESPACES[kind]
+    into = in_cgroup and build.host.cgroup_version == 2
+    build.add(Clone3(flags, into, "namespaces"))
+    if "user" in build.new:
+        _add_id_map(build)
+
+
+def _add_id_map(build: Build) -> None:
+    step = creds.id_map_step(build)
+    build.add(step)
+    if step.by == "newuidmap":
+        # A process that is not dumpable has /proc files of root's, which newuidmap refuses.
+        build.add(
+            Number(Opcode.DUMPABLE, "dumpable", "1, for newuidmap", 1, "user"),
+            Simple(Opcode.BARRIER, "barrier", "id-map", "user"),
+            Number(Opcode.DUMPABLE, "dumpable", "0", 0, "user"),
+        )
+        build.flags |= PlanFlag.FORK
+    elif build.id_map == "single":
+        build.flags |= PlanFlag.DENY_SETGROUPS
+
+
+def _add_joins(build: Build, joined: Slot | None) -> None:
+    if joined is None:
+        return
+    flags = Clone(0)
+    for kind in build.join:
+        flags |= NAMESPACES[kind]
+    build.add(Setns(joined, flags, "pod"))
+
+
+def _port_sysctls(build: Build) -> list[tuple[str, str]]:
+    """In a network of its own, ports below 1024 and ping need no privilege."""
+    if not build.has_new("net") or build.profile.capabilities is None:
+        return []
+    last = build.gid if build.id_map == "single" else SLOT_IDS - 1
+    first = build.gid if build.id_map == "single" else 0
+    return [
+        ("sys/net/ipv4/ip_unprivileged_port_start", "0"),
+        ("sys/net/ipv4/ping_group_range", f"{first} {last}"),
+    ]
+
+
+def _add_proc_writes(build: Build) -> None:
+    """sysctls and oom_score_adj, through a procfs that is attached nowhere."""
+    writes = [(path, value, "net") for path, value in _port_sysctls(build)]
+    if build.profile.lock_userns and "user" in build.new:
+        writes.append(("sys/user/max_user_namespaces", "0", "profile"))
+        build.applied["user-namespace lock"] = "max_user_namespaces=0"
+    score = build.profile.oom_score_adj
+    possible = build.capable and (build.own("pid") or not build.in_userns)
+    possible = possible and (build.has_new("mnt") or not build.in_userns)
+    if not (writes or score):
+        return
+    if not possible:
+        build.applied["sysctls"] = "missing: a procfs needs new pid and mnt namespaces"
+        build.applied.pop("user-namespace lock", None)
+        return
+    build.add(Options(Opcode.PROCFS, "procfs", (), 0, "profile"))
+    for path, value, source in writes:
+        build.add(Pair(Opcode.SYSCTL, "sysctl", path, value, source))
+    if score:
+        _add_oom_score(build, score)
+
+
+def _add_oom_score(build: Build, score: int) -> None:
+    write = Pair(Opcode.SYSCTL, "sysctl", "self/oom_score_adj", str(score), "profile")
+    if not build.in_userns:
+        build.add(write)
+        return
+    # /proc files of a process that is not dumpable are the initial root's. It must be a
+    # process with memory of its own that is made dumpable for a moment, not the launcher.
+    build.flags |= PlanFlag.FORK
+    build.add(
+        Number(Opcode.DUMPABLE, "dumpable", "1, to own its /proc files", 1, "profile"),
+        write,
+        Number(Opcode.DUMPABLE, "dumpable", "0", 0, "profile"),
+    )
+
+
+def _add_names(build: Build) -> None:
+    if build.has_new("net"):
+        build.add(Simple(Opcode.LO_UP, "lo", "up", "net"))
+    if build.spec.hostname is not None:
+        if not build.own("uts"):
+            raise SpecError("hostname", 'needs "uts" among the namespaces')
+        if build.has_new("uts"):
+            build.add(Text(Opcode.HOSTNAME, "hostname", build.spec.hostname, "hostname"))
+
+
+def _environment(build: Build) -> tuple[str, ...]:
+    user = {0: "root", 65534: "nobody"}.get(build.uid, "user")
+    env = {"PATH": PATH, "HOME": "/root" if build.uid == 0 else "/tmp",  # noqa: S108
+           "LANG": "C.UTF-8", "USER": user}  # fmt: skip
+    env.update(build.spec.env or ())
+    return tuple(f"{key}={value}" for key, value in env.items())
+
+
+def _add_exec(build: Build, env: tuple[str, ...]) -> None:
+    """One execve per directory of PATH: the loop is here, not in the child."""
+    program = build.spec.args[0]
+    build.add(Simple(Opcode.SIGNALS, "signals", "none blocked, all default", "profile"))
+    build.add(Simple(Opcode.EXECING, "execing", "everything is set up", "args"))
+    paths = [program]
+    if "/" not in program:
+        path = next((e[5:] for e in reversed(env) if e.startswith("PATH=")), PATH)
+        paths = [f"{directory or '.'}/{program}" for directory in path.split(":")]
+    for path in paths[:-1]:
+        build.add(Text(Opcode.EXEC, "exec", path, "args[0]", int(OpFlag.IGNORE_ENOENT)))
+    build.add(Text(Opcode.EXEC, "exec", paths[-1], "args[0]"))
+
+
+def _working_directory(spec: Spec) -> str | None:
+    if spec.cwd is not None:
+        return spec.cwd
+    if spec.files or (spec.root.kind == "host" and spec.profile != "none"):
+        return mounts.TMP
+    return "/"
+
+
+def _add_process(build: Build) -> None:
+    """What the payload's process is, from its directory to its parent's death."""
+    if build.has_new("mnt") or build.spec.cwd is not None:
+        cwd = _working_directory(build.spec)
+        if cwd is not None:
+            build.add(Text(Opcode.CHDIR, "chdir", cwd, "cwd"))
+    build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
+    creds.add_credentials(build)
+    build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
+    creds.add_descriptors(build)
+    creds.add_rlimits(build)
+    build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+    build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))
+    if build.spec.init and build.own("pid"):
+        build.flags |= PlanFlag.INIT
+        build.add(Simple(Opcode.INIT, "init", "PID 1 is nsbox-init; its child goes on", "init"))
+        build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+
+
+def _start(spec: Spec, host: Host, join: tuple[str, ...]) -> Build:
+    build = Build(spec, host, join)
+    build.new = _new_namespaces(spec, host, join)
+    if spec.root == Rootfs() and "mnt" not in build.new:
+        build.spec = Spec(**{**vars(spec), "root": Rootfs.inherit()})
+    mounts.check_root(build)
+    creds.decide_ids(build)
+    _refuse_what_is_missing(build)
+    if spec.namespaces is not None and "pid" not in build.new and "pid" not in join:
+        build.applied["pid"] = "missing: a tree of processes ends with its cgroup only"
+    for measure, why in build.profile.missing:
+        build.applied[measure] = f"missing: {why}"
+    return build
+
+
+def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
+    joins = 1 if any(isinstance(step, Setns) and step.source == "pod" for step in build.steps) else 0
+    return Plan(
+        steps=tuple(build.steps),
+        joins=joins,
+        passed=tuple(build.passed),
+        args=args,
+        env=env,
+        flags=build.flags,
+        applied=tuple(build.applied.items()),
+        enforcement=tuple(build.enforcement.items()),
+    )
+
+
+def _set_up(build: Build, joined: Slot | None) -> None:
+    """Everything up to the process: cgroup, namespaces, mounts, names."""
+    _add_cgroup(build)
+    _add_joins(build, joined)
+    _add_clone(build)
+    _enter_cgroup(build)
+    if build.template:
+        slot = build.pass_slot("mntns", "template")
+        build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
+    parts = mounts.MountParts(build) if build.has_new("mnt") else None
+    if "user" in build.new or "user" in build.join:
+        creds.become_setup_ids(build)
+    if parts is not None:
+        mounts.add_mounts(build, parts)
+    _add_proc_writes(build)
+    _add_names(build)
+    if parts is not None:
+        mounts.add_pivot(build)
+
+
+def compile_spec(
+    spec: Spec, host: Host, *, join: tuple[str, ...] = (), template: bool = False
+) -> Plan:
+    """The plan of a sandbox.
+
+    Args:
+        join: kinds of namespaces that are entered, of the process in slot ("pidfd", "join").
+        template: the root comes from a template (``fits_template`` says whether it can).
+
+    Raises:
+        SpecError: parts of the spec contradict each other.
+        Unavailable: the host cannot do what was asked.
+    """
+    build = _start(spec, host, join)
+    build.template = template and mounts.fits_template(build)
+    joined = build.pass_slot("pidfd", "join") if join else None
+    _set_up(build, joined)
+    memory = build.spec.limits.memory
+    binds = any(mount.kind == "bind" for mount in build.spec.mounts)
+    if binds or (isinstance(memory, int) and memory < _TIGHT_MEMORY):
+        build.flags |= PlanFlag.FORK
+    _add_process(build)
+    env = _environment(build)
+    _add_exec(build, env)
+    return _finish(build, env, build.spec.args)
+
+
+def wants_template(spec: Spec, host: Host) -> bool:
+    """Whether ``compile_spec(template=True)`` would use one."""
+    return mounts.fits_template(_start(spec, host, ()))
+
+
+def compile_template(spec: Spec, host: Host) -> Plan:
+    """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
+    build = _start(spec, host, ())
+    build.new = ("mnt",)
+    build.flags |= PlanFlag.FORK
+    build.add(Clone3(Clone.NEWNS, False, "root"))
+    parts = mounts.MountParts(build)
+    assert parts.root is not None
+    mounts.add_root(build, parts.root)
+    if build.spec.root.kind == "host":
+        for path in ("/proc", mounts.TMP):
+            build.add(Text(Opcode.MKDIR, "mkdir", path, "root", n=0o755))
+    mounts.add_pivot(build)
+    creds.add_descriptors(build)
+    build.add(
+        Simple(Opcode.EXECING, "execing", "everything is set up", "root"),
+        Simple(Opcode.PAUSE, "pause", "until its namespace is held", "root"),
+    )
+    return _finish(build, (), ())
+
+
+def compile_pause(spec: Spec, host: Host) -> Plan:
+    """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs."""
+    build = _start(spec, host, ())
+    _set_up(build, None)
+    build.add(Simple(Opcode.SETSID, "setsid", "", "pod"))
+    creds.add_credentials(build)
+    creds.add_descriptors(build)
+    build.add(
+        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "pod"),
+        Simple(Opcode.EXECING, "execing", "everything is set up", "pod"),
+        Simple(Opcode.PAUSE, "pause", "holds what the pod shares", "pod"),
+    )
+    return _finish(build, (), ())
+
+
+def compile_helper(args: tuple[str, ...]) -> Plan:
+    """The plan of a trusted program of the host's, run as the caller, in no namespace."""
+    spec = Spec(args, root=Rootfs.inherit(), namespaces=(), init=False, profile="none")
+    build = Build(spec, Host())
+    build.add(Clone3(Clone(0), False, "user"))
+    creds.add_descriptors(build)
+    build.add(Simple(Opcode.SETSID, "setsid", "", "user"))
+    _add_exec(build, (f"PATH={PATH}",))
+    return _finish(build, (f"PATH={PATH}",), args)

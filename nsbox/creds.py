@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of identity: id maps, user, groups, capabilities, rlimits, descriptors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsbox.build import SLOT_IDS
+from nsbox.errors import SpecError, Unavailable
+from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
+from nsbox.plan import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
+
+if TYPE_CHECKING:
+    from nsbox.build import Build
+
+ALL_CAPABILITIES = (1 << len(CAPABILITIES)) - 1
+
+
+def decide_ids(build: Build) -> None:
+    """Which user the payload is, and how its user namespace maps it."""
+    spec, host = build.spec, build.host
+    default = build.profile.uid
+    if not build.in_userns:
+        default = host.euid if not host.privileged or spec.profile == "none" else default and 65534
+    build.uid = default if spec.uid is None else spec.uid
+    build.gid = (host.egid if build.uid == host.euid and not build.in_userns else build.uid) if (
+        spec.gid is None
+    ) else spec.gid
+    if build.in_userns:
+        if host.maps_ids:
+            build.id_map = "slot"
+        else:
+            many = bool(spec.groups) or spec.profile == "standard"
+            build.id_map = "range" if host.subids and many else "single"
+        _check_mapped(build)
+    elif not host.privileged and (build.uid, build.gid) != (host.euid, host.egid):
+        raise Unavailable("user", f"only root can become {build.uid}:{build.gid}",
+                          hint='put "user" among the namespaces')  # fmt: skip
+
+
+def _check_mapped(build: Build) -> None:
+    spec = build.spec
+    if build.id_map == "single":
+        if spec.groups:
+            raise Unavailable("groups", "a user namespace with a single id has none",
+                              hint="apt-get install uidmap, and a range in /etc/subuid and "
+                                   "/etc/subgid")  # fmt: skip
+        return
+    for field, value in (("user", build.uid), ("user", build.gid), *(("groups", g) for g in spec.groups)):
+        if value >= SLOT_IDS:
+            raise SpecError(field, f"{value} is not mapped: ids inside are below {SLOT_IDS}")
+
+
+def id_map_step(build: Build) -> IdMap:
+    """What is written to /proc/PID/uid_map, and by whom."""
+    host = build.host
+    if build.id_map == "slot":
+        whole = ((0, None, SLOT_IDS),)
+        return IdMap(whole, whole, "launcher", "user")
+    if build.id_map == "range":
+        # The caller's own id stays reachable under a number that no subordinate id has.
+        whole = ((0, None, SLOT_IDS),)
+        return IdMap(whole, whole, "newuidmap", "user")
+    uids = ((build.uid, host.euid, 1),)
+    return IdMap(uids, ((build.gid, host.egid, 1),), "launcher", "user")
+
+
+def become_setup_ids(build: Build) -> None:
+    """An id that is not mapped can create nothing (EOVERFLOW): become 0 of the namespace first."""
+    if build.id_map in ("slot", "range"):
+        build.add(
+            Groups((), "user"),
+            Number(Opcode.SETGID, "gid", "0, for set-up", 0, "user"),
+            Number(Opcode.SETUID, "uid", "0, for set-up", 0, "user"),
+        )
+
+
+def _kept_capabilities(build: Build) -> int:
+    spec = build.spec
+    names = build.profile.capabilities if spec.capabilities is None else spec.capabilities
+    has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
+    if names is None:
+        return has
+    mask = capability_mask(names)
+    if spec.capabilities is not None and mask & ~has:
+        raise Unavailable(
+            "capabilities", f"the caller lacks {capability_names(mask & ~has)}",
+            hint='put "user" among the namespaces, where set-up has them all',
+        )  # fmt: skip
+    return mask & has
+
+
+def add_credentials(build: Build) -> None:
+    """Bounding set, groups, gid, uid, capabilities, no_new_privs: in this order."""
+    profile, spec = build.profile, build.spec
+    kept = _kept_capabilities(build)
+    has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
+    lowers = kept != has
+    if lowers and build.capable:
+        build.add(Number(Opcode.BOUNDING, "bounding", capability_names(kept), kept, "capabilities"))
+    as_user = bool(kept) and build.uid != 0
+    bits = profile.securebits or (int(SecureBit.NO_SETUID_FIXUP) if as_user else 0)
+    if bits and build.capable:
+        build.add(Number(Opcode.SECUREBITS, "securebits", f"{bits:#x}", bits, "profile"))
+    _add_ids(build)
+    if lowers or as_user:
+        inheritable = kept if as_user else 0
+        build.add(Number(Opcode.CAPS, "capabilities", capability_names(kept), kept,
+                         "capabilities", inheritable))  # fmt: skip
+    if as_user:
+        build.add(Number(Opcode.AMBIENT, "ambient", capability_names(kept), kept, "capabilities"))
+    if profile.no_new_privs:
+        build.add(Simple(Opcode.NO_NEW_PRIVS, "no-new-privs", "", "profile"))
+    build.applied["capabilities"] = capability_names(kept)
+    build.applied["no_new_privs"] = "set" if profile.no_new_privs else "not asked for"
+    build.applied["user"] = f"{build.uid}:{build.gid} ({build.id_map or 'not mapped'})"
+    if spec.profile != "none" and not build.capable:
+        build.applied["bounding"] = "missing: needs root or a user namespace"
+
+
+def _add_ids(build: Build) -> None:
+    if not build.capable or build.id_map == "single":
+        return  # one id, which set-up has; setgroups(2) is denied
+    setup = (0, 0) if build.in_userns else (build.host.euid, build.host.egid)
+    build.add(Groups(build.spec.groups, "groups"))
+    if (build.uid, build.gid) != setup:
+        build.add(
+            Number(Opcode.SETGID, "gid", str(build.gid), build.gid, "user"),
+            Number(Opcode.SETUID, "uid", str(build.uid), build.uid, "user"),
+        )
+
+
+def add_rlimits(build: Build) -> None:
+    """Limits of each process, never above the caller's own hard limits."""
+    hard = dict(build.host.hard_rlimits)
+    wanted = {name: (soft, limit, "profile") for name, soft, limit in build.profile.rlimits}
+    if build.spec.limits.nofile is not None:
+        number = build.spec.limits.nofile
+        wanted["nofile"] = (number, number, "limits.nofile")
+    if build.spec.profile != "none" and "pids" not in build.enforcement and build.profile.pids:
+        wanted["nproc"] = (build.profile.pids, build.profile.pids, "profile")
+        build.enforcement["pids"] = "RLIMIT_NPROC, of the profile: no pids cgroup here"
+    for name, soft, limit in build.spec.rlimits:
+        wanted[name] = (soft, limit, f"rlimits[{name!r}]")
+    for name, (soft, limit, source) in wanted.items():
+        most = hard.get(name, RLIM_INFINITY)
+        if limit > most and source != "profile":
+            build.cannot(source, f"{limit} is above the caller's own hard limit, {most}")
+        build.add(rlimit(name, RLIMITS[name], min(soft, most), min(limit, most), source))
+
+
+def add_descriptors(build: Build) -> None:
+    """0, 1, 2 and those asked for; every other descriptor closes at execve."""
+    numbers = []
+    for number in (0, 1, 2):
+        build.add(Fd(build.pass_slot("stdio", number), number, "stdio"))
+    for number in sorted(set(build.spec.pass_fds) - {0, 1, 2}):
+        build.add(Fd(build.pass_slot("pass", number), number, "pass_fds"))
+        numbers.append(number)
+    first = 3
+    for number in [*numbers, (1 << 32) - 1]:
+        if number > first:
+            last = number - 1 if number in numbers else number
+            build.add(Number(Opcode.CLOEXEC, "cloexec", f"{first}..", first, "stdio", last))
+        first = number + 1
+    build.applied["fds"] = ", ".join(map(str, [0, 1, 2, *numbers]))

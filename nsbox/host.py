@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What compile() must know of the host, as a value: probe.py finds it out, tests make it up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Controllers that limits are enforced with, in the names of cgroup v2.
+CONTROLLERS = ("memory", "pids", "cpu")
+
+
+@dataclass(frozen=True)
+class Host:
+    """The caller's privileges and the facts of its host.
+
+    Attributes:
+        euid, egid: effective ids of the caller.
+        capabilities: mask of its effective capabilities, in its user namespace.
+        privileged: it may make any namespace without a user namespace (CAP_SYS_ADMIN).
+        maps_ids: it may map any ids into a user namespace (root in the initial one).
+        subids: newuidmap and newgidmap would map a range for it.
+        system: the host's system directories: (path, "dir" | "link" | "file", link target).
+        devices: character devices of a minimal /dev: (name, device number).
+        hard_rlimits: (name, hard limit) of the caller, which only CAP_SYS_RESOURCE may exceed.
+        last_cap: the kernel's last capability.
+        controllers: cgroup controllers that it can write limits for.
+        cgroup_version: of these: 1, 2, or 0 for none.
+        template: the launcher can hold mount namespaces as templates.
+    """
+
+    euid: int = 0
+    egid: int = 0
+    capabilities: int = (1 << 41) - 1
+    privileged: bool = True
+    maps_ids: bool = True
+    subids: bool = False
+    system: tuple[tuple[str, str, str], ...] = (("/usr", "dir", ""), ("/bin", "link", "usr/bin"))
+    devices: tuple[tuple[str, int], ...] = (("null", 259),)
+    hard_rlimits: tuple[tuple[str, int], ...] = ()
+    last_cap: int = 40
+    controllers: tuple[str, ...] = CONTROLLERS
+    cgroup_version: int = 2

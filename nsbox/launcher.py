@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher of this process: started on first use, one for each view of the system.
+
+A *view* is what paths and "the caller's namespace" mean: root directory, mount and other
+namespaces, and the effective user. A program that moves itself gets another launcher.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import fcntl
+import os
+import select
+import socket
+import threading
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from nsbox import _core, registry
+from nsbox.errors import StateError, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+View = tuple[object, ...]
+
+_MFD_EXEC = 0x10  # Linux 6.3; older kernels answer EINVAL
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def _init_memfd() -> int:
+    """nsbox-init in a sealed memfd: nothing of the host's is ever the exe of a sandbox's process."""
+    program = resources.files("nsbox").joinpath("nsbox-init").read_bytes()
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create("nsbox-init", flags | _MFD_EXEC)
+    except OSError as e:
+        if e.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("nsbox-init", flags)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(program)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
+
+
+def current_view() -> View:
+    """What makes two launchers different; a few stat(2) calls."""
+    root = os.stat("/")
+    spaces = tuple(os.stat(f"/proc/thread-self/ns/{kind}").st_ino
+                   for kind in ("mnt", "net", "ipc", "uts", "cgroup", "user"))  # fmt: skip
+    return (os.getpid(), os.geteuid(), os.getegid(), root.st_dev, root.st_ino, *spaces)
+
+
+class Launcher:
+    """A running launcher: its control socket, its registry entry, and its pidfd."""
+
+    def __init__(self) -> None:
+        self.entry = registry.Entry()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Before the first request is sent: credentials are attached at that time.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        exe = owner = -1
+        try:
+            exe, owner = _init_memfd(), os.pidfd_open(os.getpid())
+            _core.launcher_start(exe, theirs.fileno(), self.entry.fd, owner)
+        except BaseException:
+            self._control.close()
+            self.entry.remove()
+            os.close(self.entry.fd)
+            raise
+        finally:
+            theirs.close()
+            for fd in (exe, owner):
+                if fd >= 0:
+                    os.close(fd)
+        self._register((registry.directory(),))
+
+    def _register(self, directories: tuple[str, ...]) -> None:
+        for directory in directories:
+            _core.sweep(self._control.fileno(), directory, self.entry.prefix)
+
+    def register(self, directories: tuple[str, ...]) -> None:
+        """Things with our prefix will be made there: whoever outlives us removes them."""
+        new = self.entry.new_places(directories)
+        if new:
+            self._register(tuple(new))
+
+    def submit(self, plan: bytes, fds: Sequence[int]) -> int:
+        """Ask for a spawn; returns its channel. BrokenPipeError: the launcher has died."""
+        return _core.submit(self._control.fileno(), plan, fds)
+
+    def alive(self) -> bool:
+        """Whether it still holds its end of the control socket."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), 0)
+        return not poll.poll(0)
+
+    def fileno(self) -> int:
+        """Polls as hung up (POLLHUP) when the launcher has died."""
+        return self._control.fileno()
+
+    def close(self) -> None:
+        """Let it go: it ends what still runs, undoes what is left, and exits."""
+        self._control.close()
+        os.close(self.entry.fd)
+
+    def bury(self) -> None:
+        """It was killed: the owner's own handles undo what they made; nothing else is there."""
+        self.close()
+        self.entry.remove()
+
+
+_launchers: dict[View, Launcher] = {}
+_lock = threading.Lock()
+
+
+def current() -> Launcher:
+    """The launcher of this process and view, started when there is none.
+
+    Raises:
+        Unavailable: it cannot be started here.
+    """
+    view = current_view()
+    launcher = _launchers.get(view)
+    if launcher is not None and launcher.alive():
+        return launcher
+    with _lock:
+        launcher = _launchers.get(view)
+        if launcher is not None and launcher.alive():
+            return launcher
+        if launcher is not None:
+            del _launchers[view]
+            launcher.bury()
+        try:
+            registry.gc()
+            launcher = Launcher()
+        except OSError as e:
+            raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0) from e
+        _launchers[view] = launcher
+        return launcher
+
+
+def check_owner(pid: int) -> None:
+    """Handles belong to the process that made them.
+
+    Raises:
+        StateError: this is a forked child of it.
+    """
+    if pid != os.getpid():
+        raise StateError(
+            f"this handle belongs to process {pid}: a forked child must make its own",
+            status="foreign",
+        )
+
+
+def _forget() -> None:
+    """In a forked child: drop the parent's sockets, or its launcher would never see it end."""
+    for launcher in _launchers.values():
+        launcher.close()
+    _launchers.clear()
+    global _lock
+    _lock = threading.Lock()
+
+
+def shut_down() -> None:
+    """End every launcher of this process; the next spawn starts another."""
+    with _lock:
+        for launcher in _launchers.values():
+            launcher.close()
+        _launchers.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+atexit.register(shut_down)

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps of the mount namespace: the root, /dev, /proc, /tmp, files and the user's mounts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsbox.errors import SpecError
+from nsbox.names import MountAttr, Opcode
+from nsbox.plan import (
+    Attach,
+    File,
+    NewMount,
+    Options,
+    Pair,
+    RootTree,
+    Simple,
+    Slot,
+    Text,
+    mounts_private,
+)
+
+if TYPE_CHECKING:
+    from nsbox.build import Build
+    from nsbox.spec import Mount
+
+MIB = 1 << 20
+_SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
+_READONLY = int(MountAttr.RDONLY)
+TMP = "/tmp"  # noqa: S108  (the sandbox's own)
+
+
+def fits_template(build: Build) -> bool:
+    """Whether a template can hold the root: nothing of it is one sandbox's own."""
+    spec = build.spec
+    return (
+        build.host.privileged
+        and build.has_new("mnt")
+        and not build.in_userns
+        and not build.join
+        and spec.root.kind in ("host", "dir")
+        and spec.root.method == "pivot_root"
+        and not spec.mounts
+    )
+
+
+def _makes_targets(build: Build) -> bool:
+    """Mount points are made where that leaves nothing in a directory of the user's that is ro."""
+    root = build.spec.root
+    return root.kind == "host" or (root.kind == "dir" and not root.ro)
+
+
+def _root_attrs(build: Build) -> int:
+    return 0 if build.spec.profile == "none" else _SAFE
+
+
+class RootParts:
+    """The trees of the host that the root is made of; opened first, attached later."""
+
+    def __init__(self, build: Build) -> None:
+        spec, source = build.spec, "root"
+        self.root: Slot | None = None
+        self.system: list[tuple[Slot, str]] = []
+        self.devices: list[tuple[Slot, str]] = []
+        self.proc: Slot | None = None
+        if spec.root.kind == "inherit":
+            return
+        if spec.root.kind == "dir":
+            self.root = build.open_tree(spec.root.path, _root_attrs(build), source)
+        else:
+            for path, kind, _ in build.host.system:
+                if kind != "link":
+                    slot = build.open_tree(path, _SAFE | _READONLY, source)
+                    self.system.append((slot, path))
+        no_exec = int(MountAttr.NOSUID | MountAttr.NOEXEC)
+        for name, device in build.host.devices:
+            if name == "tty" and build.spec.profile == "strict":
+                continue
+            slot = build.open_tree(f"/dev/{name}", no_exec, "root", recursive=False, device=device)
+            self.devices.append((slot, f"/dev/{name}"))
+
+
+def add_root(build: Build, parts: RootParts) -> None:
+    """The new root and its /dev, mounted over the old root."""
+    spec, make = build.spec, _makes_targets(build)
+    if parts.root is not None:
+        build.add(RootTree(parts.root, "root"))
+    else:
+        data = sum(len(mount.data) for mount in spec.mounts if mount.kind == "file")
+        size = MIB + data
+        options = (("mode", "755"), ("size", str(size)), ("nr_inodes", str(1024 + len(spec.mounts))))
+        build.add(Options(Opcode.ROOT_TMPFS, "root", options, _SAFE, "root"))
+    for slot, path in parts.system:
+        build.add(Attach(slot, path, "root"))
+    if spec.root.kind == "host":
+        for path, kind, target in build.host.system:
+            if kind == "link":
+                build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
+        _add_etc(build)
+    _add_dev(build, parts, make)
+
+
+def _add_etc(build: Build) -> None:
+    """Names for the ids that exist here; host names without a resolver."""
+    user = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+    group = "root:x:0:\nnogroup:x:65534:\n"
+    if build.uid not in (0, 65534):
+        user += f"user:x:{build.uid}:{build.gid}:user:{TMP}:/bin/sh\n"
+        group += f"user:x:{build.gid}:\n"
+    hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
+    hosts += f"127.0.1.1 {build.spec.hostname}\n" if build.spec.hostname else ""
+    switch = "passwd: files\ngroup: files\nhosts: files\n"
+    for name, content in (("passwd", user), ("group", group), ("hosts", hosts),
+                          ("nsswitch.conf", switch)):  # fmt: skip
+        dst = f"/etc/{name}"
+        if dst not in {mount.dst for mount in build.spec.mounts}:
+            build.add(File(dst, content.encode(), 0o644, None, "root"))
+
+
+def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
+    options = (("mode", "755"), ("size", "65536"), ("nr_inodes", "64"))
+    attrs = int(MountAttr.NOSUID | MountAttr.NOEXEC)
+    build.add(NewMount("tmpfs", "/dev", options, attrs, "root", make))
+    for slot, path in parts.devices:
+        build.add(Attach(slot, path, "root"))
+    for target, path in (("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"),
+                         ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")):  # fmt: skip
+        build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
+    if _scratch(build):
+        for path in ("/dev/shm", "/dev/mqueue"):  # noqa: S108
+            build.add(Text(Opcode.MKDIR, "mkdir", path, "root", n=0o755))
+    build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
+
+
+def _scratch(build: Build) -> bool:
+    """Whether there are /tmp, /dev/shm and /dev/mqueue of the sandbox's own."""
+    return build.spec.profile != "none" and build.spec.root.kind != "inherit"
+
+
+def _add_scratch(build: Build, make: bool) -> None:
+    spec, limits = build.spec, build.spec.limits
+    if _scratch(build):
+        safe = _SAFE | int(MountAttr.NOEXEC)
+        options = (("mode", "1777"), ("size", str(16 * MIB)), ("nr_inodes", "1024"))
+        build.add(NewMount("tmpfs", "/dev/shm", options, safe, "profile", False))  # noqa: S108
+        if build.own("ipc"):
+            build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
+    asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
+    if not (asked or _scratch(build)):
+        return
+    data = sum(len(content) + 4096 for _, content, _ in spec.files)
+    size = limits.disk if limits.disk is not None else 64 * MIB + data
+    inodes = limits.inodes if limits.inodes is not None else 16384 + 2 * len(spec.files)
+    options = (("mode", "1777"), ("size", str(size)), ("nr_inodes", str(inodes)))
+    if not build.in_userns or build.id_map != "single":
+        options += (("uid", str(build.uid)), ("gid", str(build.gid)))
+    build.add(NewMount("tmpfs", TMP, options, _SAFE, "limits.disk" if asked else "profile", make))
+    build.enforcement["disk"] = f"tmpfs size={size}"
+    owner = (build.uid, build.gid) if (build.uid, build.gid) != setup_ids(build) else None
+    for name, content, mode in spec.files:
+        parent, _, _ = name.rpartition("/")
+        if parent:
+            build.add(Text(Opcode.MKDIR, "mkdir", f"{TMP}/{parent}", f"files[{name!r}]", n=0o755))
+        build.add(File(f"{TMP}/{name}", content, mode, owner, f"files[{name!r}]"))
+
+
+def setup_ids(build: Build) -> tuple[int, int]:
+    """The uid and gid that set-up runs as, as its user namespace has them."""
+    if build.id_map == "single":
+        return build.uid, build.gid
+    return (0, 0) if build.in_userns else (build.host.euid, build.host.egid)
+
+
+def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
+    kind = build.spec.proc or build.profile.proc
+    if build.spec.root.kind == "inherit" and not build.has_new("pid"):
+        return
+    if kind == "none" or any(m.kind == "proc" and m.dst == "/proc" for m in build.spec.mounts):
+        return
+    if bound is not None:
+        build.add(Attach(bound, "/proc", "proc", make))
+        build.applied["proc"] = "the caller's, bound: no pid namespace"
+        return
+    options = (("subset", "pid"), ("hidepid", "invisible")) if kind == "pids" else ()
+    attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
+    build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
+    build.applied["proc"] = kind
+
+
+def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, make: bool) -> None:
+    source = f"mounts[{index}]"
+    attrs = _SAFE | (int(MountAttr.NOEXEC) if mount.noexec else 0)
+    if slot is not None:
+        build.add(Attach(slot, mount.dst, source, make))
+    elif mount.kind == "tmpfs":
+        options = (("mode", f"{mount.mode:o}"), ("size", str(mount.size)),
+                   ("nr_inodes", str(mount.inodes)))  # fmt: skip
+        build.add(NewMount("tmpfs", mount.dst, options, attrs, source, make))
+    elif mount.kind in ("proc", "mqueue"):
+        build.add(NewMount(mount.kind, mount.dst, (), _SAFE, source, make))
+    elif mount.kind == "file":
+        _add_parent(build, mount.dst, source, make)
+        build.add(File(mount.dst, mount.data, mount.mode, None, source))
+    else:
+        _add_parent(build, mount.dst, source, make)
+        build.add(Pair(Opcode.SYMLINK, "symlink", mount.src, mount.dst, source))
+
+
+def _add_parent(build: Build, dst: str, source: str, make: bool) -> None:
+    parent = dst.rpartition("/")[0]
+    if make and parent:
+        build.add(Text(Opcode.MKDIR, "mkdir", parent, source, n=0o755))
+
+
+class MountParts:
+    """Everything of the host's that the mount namespace needs, opened with the caller's ids."""
+
+    def __init__(self, build: Build) -> None:
+        if not build.template:
+            build.add(mounts_private("namespaces"))
+        self.root = None if build.template else RootParts(build)
+        if self.root and "pid" not in build.new and build.in_userns and not build.template:
+            if (build.spec.proc or build.profile.proc) != "none":
+                self.root.proc = build.open_tree("/proc", _SAFE, "proc")
+        self.binds: dict[int, Slot] = {}
+        for i, mount in enumerate(build.spec.mounts):
+            if mount.kind == "bind":
+                attrs = _SAFE | (_READONLY if mount.ro else 0)
+                self.binds[i] = build.open_tree(mount.src, attrs, f"mounts[{i}]")
+
+
+def add_mounts(build: Build, parts: MountParts) -> None:
+    """The whole mount tree but for the pivot."""
+    make = _makes_targets(build)
+    if parts.root is None or build.spec.root.kind == "inherit":
+        build.add(Simple(Opcode.ROOT_HERE, "root", "as it is", "root"))
+    else:
+        add_root(build, parts.root)
+    _add_proc(build, parts.root.proc if parts.root else None, make)
+    _add_scratch(build, make)
+    for i, mount in enumerate(build.spec.mounts):
+        _add_user_mount(build, i, mount, parts.binds.get(i), make)
+
+
+def add_pivot(build: Build) -> None:
+    """Leave the old root for good, and close the new one to writes."""
+    root = build.spec.root
+    if root.kind != "inherit" and not build.template:
+        opcode = Opcode.PIVOT if root.method == "pivot_root" else Opcode.CHROOT
+        build.add(Simple(opcode, root.method, "", "root"))
+    if root.ro and not build.template:
+        build.add(Text(Opcode.READONLY, "read-only", "/", "root", n=_READONLY))
+    build.applied["root"] = "inherited" if root.kind == "inherit" else "read-only" if root.ro else "writable"
+
+
+def check_root(build: Build) -> None:
+    """Refuse what needs a mount namespace when there is none."""
+    spec = build.spec
+    if build.has_new("mnt"):
+        return
+    for field, asked in (("root", spec.root.kind == "dir"), ("mounts", spec.mounts),
+                         ("files", spec.files), ("limits.disk", spec.limits.disk)):  # fmt: skip
+        if asked:
+            raise SpecError(field, 'needs "mnt" among the namespaces')

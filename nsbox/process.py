@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a plan: host steps with their undo, the request, the records; and the running process.
+
+``spawn`` is the one interpreter of plans on the owner's side; ``Process`` is what it returns.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import select
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from nsbox import _core, launcher, probe, registry
+from nsbox.cgroup import Cgroup, CgroupStats, parents
+from nsbox.errors import CommandNotFound, SetupError, StateError
+from nsbox.names import At, Kind
+from nsbox.plan import IdMap, MakeCgroup, SetLimit, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nsbox.plan import Plan
+
+_CLD_EXITED = 1
+_ABORT_DEADLINE_S = 5.0
+
+
+class Ended(NamedTuple):
+    """How a payload ended, as the kernel told it to its parent.
+
+    *returncode* is -n for signal n. *cpu_user* and *cpu_system* (seconds) count the whole
+    tree; *maxrss* (bytes) is the largest process.
+    """
+
+    returncode: int
+    cpu_user: float
+    cpu_system: float
+    maxrss: int
+
+
+class Injection(NamedTuple):
+    """A step of the timeline that is made to fail, for tests: its index and an errno."""
+
+    step: int = -1
+    err: int = errno.EIO
+
+
+_HINTS = {
+    ("clone3", errno.EPERM): "user namespaces may be restricted here "
+    "(kernel.apparmor_restrict_unprivileged_userns, or a container's seccomp filter)",
+    ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
+    ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
+    ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
+    ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
+    ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
+    ("chdir", errno.EACCES): "the root directory must be open (o+rx) to the sandbox's user",
+    ("execve", errno.EACCES): "not executable for the sandbox's user, or a directory on the way "
+    "is closed to it",
+}
+
+
+def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
+    """The error of one step of the timeline."""
+    step = plan.steps[index]
+    is_exec = step.name == "exec" and err == errno.ENOENT and call != "injected"
+    hint = _HINTS.get((call, err), "")
+    detail = step.describe()
+    if is_exec and plan.args:
+        hint = f"{plan.args[0]!r} was not found in the sandbox"
+    kind = CommandNotFound if is_exec else SetupError
+    return kind(
+        err, step=index, name=step.name, call=call, detail=detail, field=step.source, hint=hint
+    )
+
+
+class Process:
+    """A payload that was started: PID 1 of its namespace, or the child of nsbox-init.
+
+    Owns its channel, pidfd, cgroup and slot of ids; ``close()`` kills what is left and
+    returns all of it. Safe to use from any thread of the process that made it.
+    """
+
+    def __init__(self, plan: Plan, channel: int, undo: ExitStack) -> None:
+        self.plan = plan
+        self.pid = 0
+        self.pidfd = -1
+        self.cgroup: Cgroup | None = None
+        self.started_at = time.monotonic()
+        self.ended_at = 0.0
+        self.stats: CgroupStats | None = None
+        self.wall: float | None = None
+        self._channel = channel
+        self._owner = os.getpid()
+        self._undo = undo
+        self._lock = threading.RLock()
+        self._payload: _core.Record | None = None
+        self._ended: Ended | None = None
+        self._lost = False
+
+    # ---------------------------------------------------------------- state
+
+    def fileno(self) -> int:
+        """Readable when there may be news: then call ``poll()``."""
+        return self._channel
+
+    def poll(self) -> Ended | None:
+        """How it ended, or None while it runs.
+
+        Raises:
+            StateError: the launcher was killed, and the sandbox with it.
+        """
+        launcher.check_owner(self._owner)
+        with self._lock:
+            while self._ended is None and not self._lost:
+                try:
+                    received = _core.receive(self._channel, 0)
+                except InterruptedError:
+                    continue
+                except OSError:
+                    self._lose()
+                    break
+                if received is None:
+                    return None
+                self._note(received[0])
+            if self._ended is None:
+                raise StateError("the launcher of this process was killed: the sandbox was ended "
+                                 "with it, its exit status is lost", status="lost")  # fmt: skip
+            return self._ended
+
+    def _note(self, record: _core.Record) -> None:
+        if record.kind == Kind.EXITED:
+            self._payload = record
+        elif record.kind == Kind.ENDED:
+            told = self._payload or record
+            code = told.status if told.code == _CLD_EXITED else -told.status
+            self.ended_at = time.monotonic()
+            if self.cgroup is not None:
+                self.stats = self.cgroup.stats()
+            self._ended = Ended(
+                code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10
+            )
+
+    def _lose(self) -> None:
+        """Nobody is left to report: the kernel ends the child by its parent-death signal, and
+        this ends one that cleared that."""
+        self._lost = True
+        self.ended_at = time.monotonic()
+        self.kill()
+
+    def wait(self, timeout: float | None = None) -> Ended | None:
+        """Waits until it has ended; None when *timeout* (seconds) passed."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while (ended := self.poll()) is None:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            poll.poll(None if left is None else left * 1000)
+        return ended
+
+    # ---------------------------------------------------------------- verbs
+
+    def send_signal(self, sig: int) -> None:
+        """To the payload: by nsbox-init where that is PID 1. Nothing when it has ended."""
+        launcher.check_owner(self._owner)
+        with self._lock:
+            if self.pidfd >= 0 and self._ended is None:
+                try:
+                    signal.pidfd_send_signal(self.pidfd, sig)
+                except ProcessLookupError:
+                    pass
+
+    def kill(self) -> None:
+        """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
+        self.send_signal(signal.SIGKILL)
+        if self.cgroup is not None and not self.plan.clone.flags & 0x20000000:
+            self.cgroup.kill()
+
+    def close(self) -> None:
+        """Kill what still runs, wait for its end, undo in reverse; idempotent."""
+        with self._lock:
+            undo, self._undo = self._undo.pop_all(), ExitStack()
+        undo.close()
+
+    def end(self) -> None:
+        """The first undo: no process may outlive what it stands on."""
+        if os.getpid() != self._owner:
+            return
+        if self._ended is None and not self._lost:
+            self.kill()
+            try:
+                self.wait(_ABORT_DEADLINE_S)
+            except StateError:
+                pass
+        if self._lost and self.pidfd >= 0:
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            poll.poll(_ABORT_DEADLINE_S * 1000)
+
+    def release(self) -> None:
+        """Close the channel (which kills, if that was not done) and the pidfd."""
+        with self._lock:
+            for fd in (self._channel, self.pidfd):
+                if fd >= 0:
+                    os.close(fd)
+            self._channel = self.pidfd = -1
+
+
+# -------------------------------------------------------------------- spawn
+
+
+def spawn(
+    plan: Plan,
+    descriptors: Mapping[Slot, int],
+    *,
+    inject: Injection = Injection(),  # noqa: B008  (immutable)
+) -> Process:
+    """Run a plan up to the payload's execve.
+
+    Args:
+        descriptors: for every slot in ``plan.passed`` but the cgroup's; they stay the caller's.
+        inject: a step to fail, for tests.
+
+    Raises:
+        SetupError: a step failed; everything was undone.
+        CommandNotFound: the program is not there.
+        Unavailable: no launcher, or no slot of ids.
+    """
+    parent = launcher.current()
+    with ExitStack() as undo:
+        cgroup = _host_steps(plan, parent, undo, inject)
+        id_slot = 0
+        if plan.id_map is not None and plan.id_map.needs_slot():
+            id_slot = registry.id_slots.take()
+            undo.callback(registry.id_slots.give, id_slot)
+        channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
+        process = Process(plan, channel, undo)
+        process.cgroup = cgroup
+        undo.callback(process.release)
+        undo.callback(process.end)
+        _await_start(process)
+        process._undo = undo.pop_all()
+        return process
+
+
+def _host_steps(
+    plan: Plan, parent: launcher.Launcher, undo: ExitStack, inject: Injection
+) -> Cgroup | None:
+    cgroup: Cgroup | None = None
+    for index, step in enumerate(plan.steps):
+        if not isinstance(step, (MakeCgroup, SetLimit)):
+            continue
+        call = "mkdir" if isinstance(step, MakeCgroup) else "write"
+        try:
+            if index == inject.step:
+                call = "injected"
+                raise OSError(inject.err, "injected")
+            if isinstance(step, MakeCgroup):
+                where = parents()
+                parent.register(tuple(directory for _, directory in where.directories))
+                cgroup = Cgroup.create(parent.entry.name(), step.controllers, where)
+                undo.callback(cgroup.close)
+            elif cgroup is not None:
+                cgroup.set(step.file, step.value)
+        except OSError as e:
+            raise setup_error(plan, index, e.errno or errno.EIO, call) from e
+    return cgroup
+
+
+def _submit(
+    plan: Plan,
+    parent: launcher.Launcher,
+    cgroup: Cgroup | None,
+    descriptors: Mapping[Slot, int],
+    id_slot: int,
+    inject: Injection,
+) -> int:
+    opened = cgroup.open_for_child() if cgroup is not None else {}
+    try:
+        fds = [opened[str(slot.key)] if slot.kind == "cgroup" else descriptors[slot]
+               for slot in plan.passed]  # fmt: skip
+        into = Slot("cgroup", "v2")
+        encoded = plan.encode(
+            id_slot=registry.IdSlots.first_id(id_slot),
+            cgroup_slot=plan.passed.index(into) if into in plan.passed else -1,
+            fail_at=inject.step if inject.step >= 0 else None,
+            fail_errno=inject.err,
+        )
+        try:
+            return parent.submit(encoded, fds)
+        except OSError as e:
+            raise setup_error(plan, plan.timeline_index(At.REQUEST), e.errno or 0, "sendmsg") from e
+    finally:
+        for fd in opened.values():
+            os.close(fd)
+
+
+def _await_start(process: Process) -> None:
+    """Serve barriers until the payload runs, or say why it does not."""
+    plan = process.plan
+    starting = _core.Starting(process.fileno())
+    try:
+        while True:
+            try:
+                record = starting.next()
+            except InterruptedError:
+                continue
+            except OSError as e:
+                process._lose()
+                index = plan.timeline_index(At.REQUEST)
+                raise setup_error(plan, index, e.errno or 0, "launcher") from e
+            if record.kind != Kind.BARRIER:
+                break
+            _serve_barrier(process, record)
+    finally:
+        process.pid, process.pidfd = starting.pid, starting.pidfd
+    if record.kind == Kind.FAILED:
+        raise setup_error(plan, plan.timeline_index(record.op), record.err, record.call)
+    if record.kind == Kind.ENDED:
+        process._note(record)
+        how = "SIGKILL" if record.status == 9 else f"status {record.status}"
+        error = setup_error(plan, plan.timeline_index(At.CLONE), errno.ECANCELED, "clone3")
+        error.hint = f"the child was ended ({how}) while it was set up: too little memory?"
+        raise error
+
+
+def _serve_barrier(process: Process, record: _core.Record) -> None:
+    """id-map: newuidmap and newgidmap write ranges that the caller alone may not."""
+    plan = process.plan
+    step = plan.id_map
+    index = plan.timeline_index(record.op)
+    if step is None:
+        raise setup_error(plan, index, errno.EPROTO, "barrier")
+    error = _run_newidmaps(step, record.pid)
+    if error:
+        raise setup_error(plan, plan.steps.index(step), errno.EPERM, error)
+    os.write(process.fileno(), b"g")
+
+
+def _run_newidmaps(step: IdMap, pid: int) -> str:
+    """The name of the helper that failed, or "". Both run by the launcher, as its children."""
+    from nsbox.compile import compile_helper
+
+    for name, lines in (("newuidmap", step.uids), ("newgidmap", step.gids)):
+        path = probe.helper(name)
+        found = probe.subordinate_range(f"/etc/sub{name[3:6]}", os.geteuid())
+        if path is None or found is None:
+            return name
+        words = [path, str(pid)]
+        for inside, _, count in lines:
+            words += [str(inside), str(found[0]), str(count)]
+        null = dev_null()
+        helper = spawn(compile_helper(tuple(words)), {Slot("stdio", n): null for n in range(3)})
+        try:
+            ended = helper.wait(10)
+        finally:
+            helper.close()
+        if ended is None or ended.returncode:
+            return name
+    return ""
+
+
+@functools.lru_cache(maxsize=1)
+def _null_of(pid: int) -> int:
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
+def dev_null() -> int:
+    """One open /dev/null of this process's."""
+    return _null_of(os.getpid())

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The registry: which owners live, where they make things, and which ids they lend.
+
+One file per launcher, locked by it as long as it lives: a file that can be locked is stale.
+Its lines are the directories in which things with its prefix may be. ``gc()`` sweeps them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import itertools
+import os
+import stat
+import struct
+import threading
+import time
+
+from nsbox import cgroup
+from nsbox.errors import Unavailable
+
+_FIRST_ID = 0x70000000  # above every range that distributions give to users or containers
+_SLOTS = 4096
+_SLOT_IDS = 65536
+
+
+def directory() -> str:
+    """/run/nsbox for root, else $XDG_RUNTIME_DIR/nsbox, else a private one in /tmp; made 0700.
+
+    Raises:
+        Unavailable: it exists and is somebody else's, or open to others.
+    """
+    return _directory(os.geteuid(), os.environ.get("XDG_RUNTIME_DIR", ""))
+
+
+@functools.lru_cache(maxsize=4)
+def _directory(euid: int, runtime: str) -> str:
+    if euid == 0:
+        path = "/run/nsbox"
+    elif runtime and os.access(runtime, os.W_OK | os.X_OK):
+        path = f"{runtime}/nsbox"
+    else:
+        path = f"/tmp/nsbox-{euid}"  # noqa: S108  (its owner and mode are checked)
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != euid or status.st_mode & 0o077:
+        raise Unavailable("registry", f"{path} is not a directory of uid {euid} with mode 0700",
+                          hint=f"rm -r {path}")  # fmt: skip
+    return path
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks since boot at which a process started: with its pid, its identity. proc(5)."""
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
+_launchers = itertools.count(1)
+
+
+class Entry:
+    """One launcher's file. Its lock is held by the launcher, by the descriptor it is given."""
+
+    def __init__(self) -> None:
+        pid = os.getpid()
+        self.prefix = f"nsbox-{pid}-{start_time(pid)}-{next(_launchers)}-"
+        self.path = f"{directory()}/{self.prefix}lock"
+        self._known: set[str] = set()
+        self._names = itertools.count(1)
+        self._lock = threading.Lock()
+        self.fd = self._open_locked()
+
+    def _open_locked(self) -> int:
+        """Create and lock; again, if a gc() of somebody's was quicker than the lock."""
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(self.path, flags, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            try:
+                if os.stat(self.path).st_ino == os.fstat(fd).st_ino:
+                    return fd
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+
+    def name(self) -> str:
+        """A name that no other owner, and no other thing of this one, has."""
+        return f"{self.prefix}{next(self._names)}"
+
+    def new_places(self, directories: tuple[str, ...]) -> list[str]:
+        """Those not registered yet, now written down: before anything is made in them."""
+        with self._lock:
+            new = [place for place in directories if place not in self._known]
+            if new:
+                os.write(self.fd, "".join(f"{place}\n" for place in new).encode())
+                self._known.update(new)
+            return new
+
+    def remove(self) -> None:
+        """The launcher has gone and everything was undone."""
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+
+def gc() -> list[str]:
+    """Remove what owners left that died together with their launcher; returns what was removed.
+
+    Safe at any time: things of live owners are never touched. Run at first use as well.
+    """
+    removed: list[str] = []
+    for name in sorted(os.listdir(directory())):
+        if not name.endswith("-lock"):
+            continue
+        path = f"{directory()}/{name}"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            removed += _sweep(os.read(fd, 1 << 20).decode(), name.removesuffix("lock"))
+            os.unlink(path)
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.ENOENT, errno.EBUSY):
+                raise
+        finally:
+            os.close(fd)
+    return removed
+
+
+def _sweep(places: str, prefix: str) -> list[str]:
+    removed = []
+    for place in places.splitlines():
+        try:
+            names = os.listdir(place)
+        except OSError:
+            continue
+        for name in names:
+            if name.startswith(prefix):
+                cgroup.remove_tree(f"{place}/{name}", time.monotonic() + 2)
+                removed.append(f"{place}/{name}")
+    return removed
+
+
+class IdSlots:
+    """Slots of 65536 ids for user namespaces made by root; each is lent to one sandbox.
+
+    A slot is a byte of /run/nsbox/ids locked by this process (F_OFD_SETLK), so that no two
+    owners lend the same one, and the kernel takes it back from one that dies.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[int] = []
+        self._mine: set[int] = set()
+        self._fd = -1
+        self._next = os.getpid()
+
+    def take(self) -> int:
+        """A slot's number. Raises Unavailable when all 4096 are lent."""
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._fd < 0:
+                path = f"{directory()}/ids"
+                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            for _ in range(_SLOTS):
+                self._next = (self._next + 1) % _SLOTS
+                if self._lock_byte(self._next):
+                    return self._next
+        raise Unavailable("user namespace", f"all {_SLOTS} slots of ids are in use")
+
+    def _lock_byte(self, slot: int) -> bool:
+        if slot in self._mine:  # the kernel lets an open file lock its own byte again
+            return False
+        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
+        except OSError as e:
+            if e.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        self._mine.add(slot)
+        return True
+
+    def give(self, slot: int) -> None:
+        """Nothing runs with its ids any more."""
+        with self._lock:
+            self._free.append(slot)
+
+    def forget(self) -> None:
+        """In a forked child: the parent's slots are not ours."""
+        self.__init__()  # type: ignore[misc]
+
+    @staticmethod
+    def first_id(slot: int) -> int:
+        return _FIRST_ID + slot * _SLOT_IDS
+
+
+id_slots = IdSlots()
+os.register_at_fork(after_in_child=id_slots.forget)

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user asks for, as frozen values that were checked: no I/O happens here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Union
+
+from nsbox import units
+from nsbox.errors import SpecError
+from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
+
+Path = Union[str, "os.PathLike[str]"]
+
+MIB = 1 << 20
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_ID = re.compile(r"(0|[1-9][0-9]{0,9})(?::(0|[1-9][0-9]{0,9}))?", re.ASCII)
+_MAX_ID = 0xFFFFFFFE
+
+
+def text(value: object, where: str) -> str:
+    """A string without NUL of a str, bytes or path."""
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise SpecError(where, f"{value!r} is not a string")
+    result = os.fsdecode(value)
+    if "\0" in result:
+        raise SpecError(where, "contains a NUL byte")
+    return result
+
+
+def host_path(value: Path, where: str) -> str:
+    """An absolute path of the host's; a relative one counts from the caller's directory."""
+    result = text(value, where)
+    if not result:
+        raise SpecError(where, "is empty")
+    return os.path.abspath(result)
+
+
+def container_path(value: Path, where: str) -> str:
+    """A path of the sandbox's: absolute, without ``..``, normalised."""
+    result = text(value, where)
+    if not result.startswith("/"):
+        raise SpecError(where, f"{result!r} must be an absolute path of the sandbox's")
+    parts = [part for part in result.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise SpecError(where, f"{result!r} contains '..'")
+    if len(result) > 4000:
+        raise SpecError(where, "is longer than 4000 bytes")
+    return "/" + "/".join(parts)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a sandbox may use. Sizes: int bytes or ``"256MiB"``.
+
+    Each is enforced for the whole tree of processes, or the call raises ``Unavailable``.
+
+    Attributes:
+        memory: RAM with page cache, tmpfs and kernel memory (memory.max).
+        swap: swap on top of *memory*, 0 when memory is limited (memory.swap.max).
+        cpu: cores, as ``0.5`` or ``"500m"`` (cpu.max, of 100 ms).
+        pids: processes and threads (pids.max).
+        wall: seconds of real time; then ``Reason.TIMEOUT``.
+        output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
+        disk: bytes of the writable tmpfs at /tmp.
+        inodes: files and directories in it.
+        nofile: open descriptors of each process (RLIMIT_NOFILE).
+        oom_group: an OOM kill ends the whole sandbox, not one of its processes
+            (memory.oom.group).
+    """
+
+    memory: units.Size | None = None
+    memory_high: units.Size | None = None
+    swap: units.Size | None = None
+    cpu: units.Cores | None = None
+    cpu_weight: int | None = None
+    cpuset: str | None = None
+    pids: int | None = None
+    io: Any = None
+    wall: float | None = None
+    cpu_time: float | None = None
+    output: units.Size | None = None
+    disk: units.Size | None = None
+    inodes: int | None = None
+    nofile: int | None = None
+    net_priority: int | None = None
+    oom_group: bool = True
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        for name, least in (("memory", MIB), ("memory_high", MIB), ("swap", 0),
+                            ("output", 1), ("disk", 4096)):  # fmt: skip
+            if (value := getattr(self, name)) is not None:
+                put(self, name, units.size_bytes(value, name, least=least))
+        if self.swap is not None and self.memory is None:
+            raise SpecError("swap", "needs memory=, which it comes on top of")
+        if self.cpu is not None:
+            put(self, "cpu", units.cores(self.cpu, "cpu"))
+        for name, floor, most in (("pids", 1, 1 << 22), ("inodes", 16, 1 << 40),
+                                  ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000)):  # fmt: skip
+            if (number := getattr(self, name)) is not None:
+                units.count(number, name, least=floor, most=most)
+        for name in ("wall", "cpu_time"):
+            if (duration := getattr(self, name)) is not None:
+                put(self, name, units.seconds(duration, name))
+
+
+@dataclass(frozen=True)
+class Mount:
+    """Something to be seen at *dst* in the sandbox; made by the class methods."""
+
+    kind: str
+    dst: str
+    src: str = ""
+    ro: bool = True
+    data: bytes = field(default=b"", repr=False)
+    mode: int = 0o755
+    size: int | None = None
+    inodes: int | None = None
+    noexec: bool = False
+
+    @classmethod
+    def bind(cls, src: Path, dst: Path, ro: bool = True) -> Mount:
+        """A directory or file of the host's, with its submounts; read-only unless *ro* is False.
+
+        Never with setuid or device files in force. Kernel: open_tree(2), mount_setattr(2).
+        """
+        return cls("bind", container_path(dst, "dst"), host_path(src, "src"), ro)
+
+    @classmethod
+    def tmpfs(
+        cls,
+        dst: Path,
+        size: units.Size = "64MiB",
+        inodes: int = 16384,
+        *,
+        mode: int = 0o1777,
+        noexec: bool = False,
+    ) -> Mount:
+        """Empty memory-backed files: at most *size* bytes and *inodes* files. tmpfs(5)."""
+        return cls(
+            "tmpfs",
+            container_path(dst, "dst"),
+            mode=mode,
+            size=units.size_bytes(size, "size", least=4096),
+            inodes=units.count(inodes, "inodes", least=1),
+            noexec=noexec,
+        )
+
+    @classmethod
+    def proc(cls, dst: Path = "/proc") -> Mount:
+        """The sandbox's own processes, in full: with sysctls, cpuinfo and meminfo. proc(5)."""
+        return cls("proc", container_path(dst, "dst"))
+
+    @classmethod
+    def mqueue(cls, dst: Path = "/dev/mqueue") -> Mount:
+        """POSIX message queues of the IPC namespace. mq_overview(7)."""
+        return cls("mqueue", container_path(dst, "dst"))
+
+    @classmethod
+    def file(cls, dst: Path, data: str | bytes, mode: int = 0o644) -> Mount:
+        """A file with this content, owned by the sandbox's set-up user."""
+        raw = data.encode() if isinstance(data, str) else bytes(data)
+        return cls("file", container_path(dst, "dst"), data=raw, mode=mode & 0o7777)
+
+    @classmethod
+    def symlink(cls, dst: Path, target: Path) -> Mount:
+        """A symbolic link at *dst* that says *target*."""
+        return cls("symlink", container_path(dst, "dst"), text(target, "target"))
+
+
+@dataclass(frozen=True)
+class Rootfs:
+    """What the sandbox sees as ``/``; made by the class methods."""
+
+    kind: str = "host"
+    path: str = ""
+    ro: bool = True
+    method: str = "pivot_root"
+
+    @classmethod
+    def host(cls) -> Rootfs:
+        """The host's system directories (/usr, /lib, some of /etc), read-only; the default.
+
+        The interpreter that ``args`` names is added when it lies elsewhere.
+        """
+        return cls()
+
+    @classmethod
+    def inherit(cls) -> Rootfs:
+        """The caller's own root, writable as it is for the caller; only mounts are private."""
+        return cls("inherit", ro=False)
+
+    @classmethod
+    def dir(cls, path: Path, ro: bool = True, method: str = "pivot_root") -> Rootfs:
+        """A directory with a root file system in it.
+
+        With ``ro=True`` the mount points /proc, /dev and /tmp must exist in it. *method*
+        ``"chroot"`` is there to compare with: it leaves the old root mounted below.
+        """
+        if method not in ("pivot_root", "chroot"):
+            raise SpecError("method", f'{method!r}: use "pivot_root" or "chroot"')
+        return cls("dir", host_path(path, "root"), bool(ro), method)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One sandbox: every keyword of ``run()`` that says how it is made, checked."""
+
+    args: tuple[str, ...]
+    root: Rootfs = Rootfs()
+    cwd: str | None = None
+    env: tuple[tuple[str, str], ...] | None = None
+    uid: int | None = None
+    gid: int | None = None
+    groups: tuple[int, ...] = ()
+    capabilities: tuple[str, ...] | None = None
+    hostname: str | None = None
+    mounts: tuple[Mount, ...] = ()
+    files: tuple[tuple[str, bytes, int], ...] = ()
+    net: str = "none"
+    limits: Limits = Limits()
+    namespaces: tuple[str, ...] | None = None
+    init: bool = True
+    profile: str = "strict"
+    proc: str | None = None
+    rlimits: tuple[tuple[str, int, int], ...] = ()
+    pass_fds: tuple[int, ...] = ()
+    best_effort: bool = False
+
+
+def _args(args: Any) -> tuple[str, ...]:
+    if isinstance(args, (str, bytes)):
+        raise TypeError('args must be a list; use ["sh", "-c", "ls -l"] or shlex.split()')
+    if not isinstance(args, Sequence) or not args:
+        raise SpecError("args", "must be a list with at least the program")
+    result = tuple(text(arg, f"args[{i}]") for i, arg in enumerate(args))
+    if not result[0]:
+        raise SpecError("args[0]", "is empty")
+    return result
+
+
+def _env(env: Mapping[str, str] | None) -> tuple[tuple[str, str], ...] | None:
+    if env is None:
+        return None
+    if not isinstance(env, Mapping):
+        raise SpecError("env", "must be a mapping of names to values")
+    pairs = []
+    for key, value in env.items():
+        name = text(key, "env")
+        if not name or "=" in name:
+            raise SpecError("env", f"{name!r} is not a name of a variable")
+        pairs.append((name, text(value, f"env[{name!r}]")))
+    return tuple(pairs)
+
+
+def _user(user: int | str | None) -> tuple[int | None, int | None]:
+    if user is None:
+        return None, None
+    match = _ID.fullmatch(str(user)) if not isinstance(user, bool) else None
+    ids = [int(part) for part in match.groups() if part] if match else []
+    if not ids or max(ids) > _MAX_ID:
+        raise SpecError("user", f'{user!r} is not a user; use 1000 or "1000:1000"')
+    return ids[0], ids[-1]
+
+
+def _namespaces(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise SpecError("namespaces", f'must be a list, such as ["{names}"]')
+    for name in names:
+        if name not in NAMESPACES or name == "time":
+            known = ", ".join(n for n in NAMESPACES if n != "time")
+            raise SpecError("namespaces", f"{name!r} is none of {known}")
+    return tuple(name for name in NAMESPACES if name in names)
+
+
+def _file_data(value: Any, where: str) -> tuple[bytes, int]:
+    if isinstance(value, str):
+        return value.encode(), 0o644
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value), 0o644
+    raise SpecError(where, f"{type(value).__name__} is not content; use bytes, str or a Path")
+
+
+def _files(files: Mapping[str, Any] | None) -> tuple[tuple[str, bytes, int], ...]:
+    """Contents by name; a Path was read before (``run.read_files``), as (content, mode)."""
+    if files is None:
+        return ()
+    if not isinstance(files, Mapping):
+        raise SpecError("files", "must be a mapping of names to contents")
+    result = []
+    for name, value in files.items():
+        where = f"files[{name!r}]"
+        path = container_path("/" + text(name, where), where)[1:]
+        if not path or text(name, where).startswith("/"):
+            raise SpecError(where, "must be a relative path of a file")
+        content = value if isinstance(value, tuple) else _file_data(value, where)
+        result.append((path, *content))
+    return tuple(result)
+
+
+def _rlimits(rlimits: Mapping[str, Any] | None) -> tuple[tuple[str, int, int], ...]:
+    result = []
+    for name, value in (rlimits or {}).items():
+        where = f"rlimits[{name!r}]"
+        if name not in RLIMITS:
+            raise SpecError(where, f"is none of {', '.join(RLIMITS)}")
+        soft, hard = value if isinstance(value, tuple) else (value, value)
+        units.count(soft, where, most=(1 << 64) - 1)
+        units.count(hard, where, least=soft, most=(1 << 64) - 1)
+        result.append((name, soft, hard))
+    return tuple(result)
+
+
+def _capabilities(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise SpecError("capabilities", f'must be a list, such as ["{names}"]')
+    wanted = {str(name).upper().removeprefix("CAP_") for name in names}
+    for name in sorted(wanted - set(CAPABILITIES)):
+        raise SpecError("capabilities", f"{name!r} is not a capability")
+    return tuple(name for name in CAPABILITIES if name in wanted)
+
+
+def _hostname(value: str | None) -> str | None:
+    if value is None:
+        return None
+    name = text(value, "hostname")
+    if len(name) > 64 or not _HOSTNAME.fullmatch(name):
+        raise SpecError("hostname", f"{name!r} is not a host name of at most 64 letters, digits, - and .")
+    return name
+
+
+def _choice(value: Any, where: str, choices: tuple[Any, ...]) -> Any:
+    if value not in choices:
+        raise SpecError(where, f"{value!r}: use {' or '.join(map(repr, choices))}")
+    return value
+
+
+def _root(root: Any) -> Rootfs:
+    if root is None:
+        return Rootfs()
+    if isinstance(root, (str, os.PathLike)):
+        return Rootfs.dir(root)
+    if not isinstance(root, Rootfs):
+        raise SpecError("root", f"{root!r} is not a Rootfs")
+    return root
+
+
+def make_spec(
+    args: Any,
+    *,
+    root: Any = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    user: int | str | None = None,
+    groups: Sequence[int] = (),
+    capabilities: Sequence[str] | None = None,
+    hostname: str | None = None,
+    mounts: Sequence[Mount] = (),
+    files: Mapping[str, Any] | None = None,
+    net: Any = "none",
+    limits: Limits | None = None,
+    namespaces: Sequence[str] | None = None,
+    init: bool = True,
+    profile: str = "strict",
+    proc: str | None = None,
+    rlimits: Mapping[str, Any] | None = None,
+    pass_fds: Sequence[int] = (),
+    best_effort: bool = False,
+) -> Spec:
+    """A checked ``Spec`` of ``run()``'s keywords.
+
+    Raises:
+        SpecError: naming the keyword whose value is wrong.
+        TypeError: args is a string.
+    """
+    uid, gid = _user(user)
+    for i, mount in enumerate(mounts):
+        if not isinstance(mount, Mount):
+            raise SpecError(f"mounts[{i}]", f"{mount!r} is not a Mount")
+    if limits is not None and not isinstance(limits, Limits):
+        raise SpecError("limits", f"{limits!r} is not a Limits")
+    return Spec(
+        args=_args(args),
+        root=_root(root),
+        cwd=None if cwd is None else container_path(cwd, "cwd"),
+        env=_env(env),
+        uid=uid,
+        gid=gid,
+        groups=tuple(units.count(g, "groups", most=_MAX_ID) for g in groups),
+        capabilities=_capabilities(capabilities),
+        hostname=_hostname(hostname),
+        mounts=tuple(mounts),
+        files=_files(files),
+        net=_choice(net, "net", ("none", "host")),
+        limits=limits or Limits(),
+        namespaces=_namespaces(namespaces),
+        init=bool(init),
+        profile=_choice(profile, "profile", ("strict", "standard", "none")),
+        proc=_choice(proc, "proc", (None, "pids", "full", "none")),
+        rlimits=_rlimits(rlimits),
+        pass_fds=tuple(units.count(fd, "pass_fds", most=1023) for fd in pass_fds),
+        best_effort=bool(best_effort),
+    )
+
+
+def with_args(spec: Spec, args: Sequence[str]) -> Spec:
+    """The same sandbox for another command."""
+    return replace(spec, args=_args(args))

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Standard input and output: which descriptor the payload gets, and who is at the other end."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from nsbox.errors import SpecError
+from nsbox.process import dev_null
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
+_CHUNK = 1 << 16
+
+
+class Sink:
+    """Where bytes of one stream go: kept up to a limit, or relayed to the caller's own stream."""
+
+    def __init__(self, fd: int, *, keep: bool, relay_to: int = -1, limit: int | None = None) -> None:
+        self.fd = fd
+        self.kept = bytearray()
+        self.truncated = False
+        self._keep = keep
+        self._relay_to = relay_to
+        self._limit = limit
+        self._total = 0
+
+    def read(self) -> bool:
+        """Take what is there; False at the end of the stream. *fd* does not block."""
+        try:
+            data = os.read(self.fd, _CHUNK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        self._take(data)
+        return True
+
+    def drain(self) -> None:
+        """What is in the pipe now; more may never come, and its end may never."""
+        for _ in range(64):  # a pipe holds 1 MiB at most; a writer may be quicker than us
+            before = self._total
+            if not self.read() or self._total == before:
+                return
+
+    def _take(self, data: bytes) -> None:
+        self._total += len(data)
+        if self._limit is not None and self._total > self._limit:
+            self.truncated = True
+            data = data[: max(0, len(data) - (self._total - self._limit))]
+        if self._keep:
+            self.kept += data
+        elif self._relay_to >= 0:
+            relay(self._relay_to, data)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def relay(fd: int, data: bytes) -> None:
+    """Write to the caller's own stream; a reader who has gone is the caller's affair."""
+    stream = sys.stdout if fd == 1 else sys.stderr
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        pass
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            continue
+        except OSError:
+            return
+
+
+class Stdio:
+    """The descriptors 0, 1 and 2 of one payload, and the caller's ends of its pipes.
+
+    *theirs* are given to the payload and closed here after the spawn; *ours* stay.
+    """
+
+    def __init__(self) -> None:
+        self.theirs: dict[int, int] = {}
+        self.ours: dict[int, int] = {}
+        self._close: list[int] = []
+
+    def close_theirs(self) -> None:
+        for fd in self._close:
+            os.close(fd)
+        self._close.clear()
+
+    def close(self) -> None:
+        self.close_theirs()
+        for fd in self.ours.values():
+            os.close(fd)
+        self.ours.clear()
+
+    def take(self, number: int) -> int:
+        """The caller's end of a pipe, now the taker's to close; -1 when there is none."""
+        return self.ours.pop(number, -1)
+
+    def _pipe(self, number: int) -> None:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        mine, other = (write, read) if number == 0 else (read, write)
+        self.theirs[number], self.ours[number] = other, mine
+        self._close.append(other)
+        os.set_blocking(mine, False)
+
+    def _connect(self, number: int, value: Any, name: str, *, pipe_if_none: bool) -> None:
+        if value is None and pipe_if_none:
+            self._pipe(number)
+        elif value is None or value == DEVNULL:
+            self.theirs[number] = dev_null()
+        elif value == PIPE:
+            self._pipe(number)
+        elif value == STDOUT and number == 2:
+            self.theirs[2] = self.theirs[1]
+        else:
+            self.theirs[number] = _fileno(value, name)
+
+
+def _fileno(value: Any, name: str) -> int:
+    fd = value if isinstance(value, int) and not isinstance(value, bool) else -1
+    if fd == -1 and hasattr(value, "fileno"):
+        try:
+            fd = value.fileno()
+        except (OSError, ValueError, io.UnsupportedOperation):
+            fd = -1
+    if fd < 0:
+        raise SpecError(name, f"{value!r} is not a descriptor, a file, PIPE or DEVNULL")
+    return fd
+
+
+def connect(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
+    """Pipes and descriptors as subprocess has them, but None means /dev/null for input and a
+    relay for output: the caller's terminal is never handed in."""
+    stdio = Stdio()
+    try:
+        stdio._connect(0, stdin, "stdin", pipe_if_none=False)
+        stdio._connect(1, stdout, "stdout", pipe_if_none=True)
+        stdio._connect(2, stderr, "stderr", pipe_if_none=True)
+    except BaseException:
+        stdio.close()
+        raise
+    return stdio
+
+
+class Feeder:
+    """Writes *data* to a pipe as it takes it; closes it at the end, or when nobody reads."""
+
+    def __init__(self, fd: int, data: bytes, done: Callable[[int], None]) -> None:
+        self.fd = fd
+        self._left = memoryview(data)
+        self._done = done
+        if not data:
+            self.close()
+
+    def write(self) -> None:
+        try:
+            self._left = self._left[os.write(self.fd, self._left[:_CHUNK]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._left = memoryview(b"")
+        if not self._left:
+            self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            self._done(fd)
+            os.close(fd)

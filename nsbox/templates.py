@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Template mount namespaces: a root built once, entered by every sandbox that has it.
+
+A template holds one root file system and a read-only /dev. A sandbox joins it and takes a
+copy of its few mounts, instead of copying the host's mount table, binding, pivoting and
+unmounting: that costs the same with 1,000 extra mounts on the host. See ``fits_template``.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from nsbox import launcher
+from nsbox.compile import compile_template
+from nsbox.plan import Slot
+from nsbox.process import dev_null, spawn
+
+if TYPE_CHECKING:
+    from nsbox.host import Host
+    from nsbox.spec import Spec
+
+_MOST = 16  # templates pin their root's file system, so only a few are kept
+
+_held: OrderedDict[tuple[object, ...], int] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _key(spec: Spec) -> tuple[object, ...]:
+    """What a template depends on. A directory made anew under the same name is another one."""
+    identity: tuple[int, ...] = ()
+    if spec.root.kind == "dir":
+        status = os.stat(spec.root.path)
+        identity = (status.st_dev, status.st_ino)
+    user = (spec.uid, spec.gid, spec.hostname) if spec.root.kind == "host" else ()
+    return (launcher.current_view(), spec.root, identity, spec.profile, user)
+
+
+def acquire(spec: Spec, host: Host) -> int:
+    """A descriptor of the template's mount namespace, to be closed by the caller.
+
+    Raises:
+        SetupError: the root cannot be built.
+        OSError: the root directory is not there.
+    """
+    key = _key(spec)
+    with _lock:
+        fd = _held.get(key)
+        if fd is None:
+            fd = _held[key] = _build(spec, host)
+            while len(_held) > _MOST:
+                os.close(_held.popitem(last=False)[1])
+        else:
+            _held.move_to_end(key)
+        return os.dup(fd)
+
+
+def _build(spec: Spec, host: Host) -> int:
+    null = dev_null()
+    holder = spawn(compile_template(spec, host), {Slot("stdio", n): null for n in range(3)})
+    try:
+        # The holder is our launcher's child and not reaped: its number is its own.
+        return os.open(f"/proc/{holder.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        holder.close()
+
+
+def clear() -> None:
+    """Let go of every template, and so of the file systems that they pin."""
+    with _lock:
+        for fd in _held.values():
+            os.close(fd)
+        _held.clear()
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+    clear()
+
+
+os.register_at_fork(after_in_child=_forget)

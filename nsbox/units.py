@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sizes, cores and durations: what users write, and the numbers that the kernel takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Union
+
+from nsbox.errors import SpecError
+
+Size = Union[int, str]
+Cores = Union[int, float, str]
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|i|B|)", re.ASCII)
+_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_MAX = 1 << 62
+
+
+def size_bytes(value: Size, field: str, *, least: int = 0) -> int:
+    """Bytes of ``256``, ``"256MiB"``, ``"256Mi"`` or ``"256M"``.
+
+    Every unit is a power of 1024, as cgroup files and tmpfs have it. A bare number below
+    *least* is most often a forgotten unit, and the error says so.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise SpecError(field, f'{value!r} is not a size; use bytes or "256MiB"')
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if not match:
+            raise SpecError(field, f'{value!r} is not a size; use bytes or "256MiB"')
+        number, unit, _ = match.groups()
+        result = int(float(number) * 1024 ** _POWER[unit]) if "." in number else (
+            int(number) * 1024 ** _POWER[unit]
+        )
+    else:
+        result = value
+    if result < 0 or result > _MAX:
+        raise SpecError(field, f"{value!r} is out of range")
+    if result < least:
+        hint = ""
+        if str(value).strip().isdigit():
+            hint = f'; did you mean "{str(value).strip()}MiB"?'
+        raise SpecError(field, f"{result} bytes is below {format_size(least)}{hint}")
+    return result
+
+
+def format_size(size: int) -> str:
+    """``"64 MiB"``: the largest unit that needs no fraction."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift} {unit}"
+    return f"{size} bytes"
+
+
+def cores(value: Cores, field: str) -> float:
+    """Cores of ``0.5``, ``2`` or ``"500m"``. The kernel's least is 1 ms in 100 ms: 0.01."""
+    result = math.nan
+    if isinstance(value, str):
+        text = value.strip()
+        try:
+            result = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
+        except ValueError:
+            pass
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        result = float(value)
+    if not math.isfinite(result):
+        raise SpecError(field, f'{value!r} is not a number of cores; use 0.5 or "500m"')
+    if not 0.01 <= result <= 1_000_000:
+        raise SpecError(field, f"{value!r} cores: the least is 0.01")
+    return result
+
+
+def seconds(value: float, field: str, *, zero: bool = False) -> float:
+    """A duration in seconds: finite, and more than 0 unless *zero*."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise SpecError(field, f"{value!r} is not a number of seconds")
+    if value < 0 or (value == 0 and not zero):
+        raise SpecError(field, f"{value!r} seconds: must be more than 0")
+    return float(value)
+
+
+def count(value: int, field: str, *, least: int = 0, most: int = _MAX) -> int:
+    """A whole number in a range."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SpecError(field, f"{value!r} is not a whole number")
+    if not least <= value <= most:
+        raise SpecError(field, f"{value} is not in {least}..{most}")
+    return value

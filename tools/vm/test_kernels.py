@@ -1,0 +1,265 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Run the tests marked `kernel` on other kernels, as root and as an ordinary user.
+
+    test_kernels.py                                  6.1 and 6.12, root and user
+    test_kernels.py --kernel 6.1 --only user --pytest-args '-k cgroup -x'
+
+Each pair of kernel and user is one machine (see vmrun.py) and in it one pytest process: starting
+Python is what costs most there. Programs run about ten times slower than here, so tests multiply
+their time-outs by NSBOX_TIMEOUT_SCALE. A skip of what these machines can do counts as a failure:
+NSBOX_REQUIRE lists it.
+
+Exit code: 0 when tests ran and all passed or were skipped; 1 otherwise; 2: cannot run at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import kernels
+from kernels import SERIES, SetupError
+from vmrun import DIED, TIMED_OUT, Guest, Machine, hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parents[1]
+TIMEOUT_SCALE = 10
+TAIL_PASSED = 8  # lines of pytest's output shown
+TAIL_FAILED = 300
+
+
+@dataclass(frozen=True)
+class User:
+    """Who runs the tests, and the needs (marks) that must be met for them."""
+
+    name: str
+    uid: int
+    require: str
+
+
+USERS = (
+    User("root", 0, "root,userns,cgroup,cgroup2"),
+    User("user", 1001, "userns,cgroup,cgroup2,subuid"),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one machine reported. *problem* says why a run is bad beyond failed tests, or is ""."""
+
+    release: str
+    user: str
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+    problem: str
+    log: Path
+    output: Sequence[str]
+
+    @property
+    def good(self) -> bool:
+        """Whether tests ran, none failed, and pytest agrees."""
+        return not self.failed and not self.problem
+
+
+class Run:
+    """One kernel, one user, one pytest process."""
+
+    def __init__(self, series: str, user: User, args: argparse.Namespace, files: list[str]) -> None:
+        """Find the kernel, fetching it if need be; nothing is started."""
+        self.kernel = kernels.find(series)
+        self.user = user
+        self._share = tempfile.TemporaryDirectory(prefix="nsbox-kernels-")
+        self._out = Path(self._share.name, "out")
+        self._out.mkdir()
+        self._out.chmod(0o777)  # whatever uid the user has there; its parent is 0700 here
+        self._junit = self._out / "junit.xml"
+        self._log = kernels.cache_dir() / "logs" / f"{series}-{user.name}.log"
+        self._output: list[str] = []
+        self.machine = Machine(self._guest(args, files), self._output.append)
+
+    def execute(self) -> Result:
+        """Boot, test, and read the report."""
+        with self._share:
+            outcome = self.machine.run()
+            passed, failed, skipped = _counts(self._junit)
+        problem = _problem(outcome.code)
+        if problem and not failed:
+            failed = 1  # the run itself
+        self._log.parent.mkdir(exist_ok=True)
+        self._log.write_text("\n".join(self._output) + "\n")
+        return Result(
+            release=self.kernel.release,
+            user=self.user.name,
+            passed=passed,
+            failed=failed,
+            skipped=skipped,
+            seconds=outcome.seconds,
+            problem=problem,
+            log=self._log,
+            output=self._output,
+        )
+
+    def _guest(self, args: argparse.Namespace, files: list[str]) -> Guest:
+        pytest = [str(args.python), "-m", "pytest", "-m", "kernel", "-p", "no:cacheprovider", "-q"]
+        pytest += ["--color=no", f"--junitxml={self._junit}"]
+        pytest += ["-o", f"faulthandler_timeout={60 * TIMEOUT_SCALE}"]
+        pytest += [*shlex.split(args.pytest_args), *files]
+        venv = args.python.parent.parent
+        return Guest(
+            kernel=self.kernel,
+            command=f"exec {shlex.join(pytest)}",
+            uid=self.user.uid,
+            cwd=CHECKOUT,
+            rw=(self._out,),
+            ro=hidden([CHECKOUT, venv, args.tests]),
+            env={
+                "NSBOX_TIMEOUT_SCALE": str(TIMEOUT_SCALE),
+                "NSBOX_REQUIRE": self.user.require,
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "COLUMNS": "100",
+            },
+            timeout_s=args.timeout,
+        )
+
+
+def collect(python: Path, tests: Path) -> list[str]:
+    """The files under *tests* that have kernel tests, found here rather than by slow machines.
+
+    Importing them here also leaves compiled modules in __pycache__, which the guests read. Returns
+    *tests* itself when collecting fails: the guests' pytest then tells why.
+    """
+    with tempfile.NamedTemporaryFile("r", prefix="nsbox-files-") as found:
+        env = os.environ | {"NSBOX_LIST_FILES": found.name, "PYTHONPATH": str(HERE)}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)
+        options = "-q -m kernel -p no:cacheprovider -p list_files --collect-only"
+        for arguments in (
+            ["-m", "compileall", "-q", "nsbox"],  # for modules that are imported late
+            ["-m", "pytest", *options.split(), str(tests)],
+        ):
+            subprocess.run(
+                [python, *arguments], cwd=CHECKOUT, env=env, check=False, stdout=subprocess.DEVNULL
+            )
+        return found.read().splitlines() or [str(tests)]
+
+
+def _counts(junit: Path) -> tuple[int, int, int]:
+    """Tests passed, failed (errors too) and skipped; zeros when there is no whole report."""
+    try:
+        suites = list(ET.parse(junit).getroot().iter("testsuite"))
+    except (OSError, ET.ParseError):
+        return 0, 0, 0
+
+    def total(*names: str) -> int:
+        return sum(int(suite.get(name, 0)) for suite in suites for name in names)
+
+    failed, skipped = total("failures", "errors"), total("skipped")
+    return max(0, total("tests") - failed - skipped), failed, skipped
+
+
+def _problem(code: int) -> str:
+    """What an exit code says beyond "all passed" (0) and "some tests failed" (1)."""
+    known = {
+        0: "",
+        1: "",
+        2: "pytest was interrupted, or could not collect",
+        5: "no tests",
+        TIMED_OUT: "out of time",
+        DIED: "the machine died",
+    }
+    return known.get(code, f"pytest ended with {code}")
+
+
+def _show(result: Result) -> None:
+    print(f"\n--- {result.release}, {result.user} ---")
+    lines = result.output[-(TAIL_PASSED if result.good else TAIL_FAILED) :]
+    print("\n".join(lines))
+    if not result.good:
+        print(f"full log: {result.log}")
+    sys.stdout.flush()
+
+
+def _summary(results: Sequence[Result]) -> str:
+    lines = [f"{'kernel':24} {'user':5} {'passed':>7} {'failed':>7} {'skipped':>7} {'seconds':>8}"]
+    for r in results:
+        row = f"{r.release:24} {r.user:5} {r.passed:7} {r.failed:7} {r.skipped:7} {r.seconds:8.1f}"
+        lines.append(f"{row}  {r.problem}".rstrip())
+    passed, failed, skipped = (
+        sum(column) for column in zip(*((r.passed, r.failed, r.skipped) for r in results))
+    )
+    return "\n".join([*lines, "", f"{passed} passed, {failed} failed, {skipped} skipped"])
+
+
+def run_all(runs: Sequence[Run], jobs: int) -> list[Result]:
+    """Execute *runs*, *jobs* at a time; show each as it ends; results in the order of *runs*."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(run.execute) for run in runs]
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                _show(future.result())
+        except BaseException:  # Ctrl-C and SIGTERM above all: leave no machine behind
+            for run in runs:
+                run.machine.kill()
+            raise
+    return [future.result() for future in futures]
+
+
+def _raise_exit(number: int, _frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    text = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(description=text[0], epilog=text[-1])
+    add = parser.add_argument
+    add("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; default: both")
+    add("--only", choices=[user.name for user in USERS], help="default: both")
+    add("--tests", type=Path, default=CHECKOUT / "tests", metavar="PATH", help="file or directory")
+    add("--pytest-args", default="", metavar="ARGS", help="one string, as in '-k cgroup -x'")
+    add("--python", type=Path, default=CHECKOUT / ".venv/bin/python", metavar="PATH")
+    add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="machines at a time")
+    add("--timeout", type=float, default=1800.0, metavar="SECONDS", help="for each machine")
+    args = parser.parse_args(argv)
+    args.tests = args.tests.resolve()
+    args.python = args.python.absolute()  # resolved it would leave the virtual environment
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; the module's docstring says what it returns."""
+    args = _arguments(argv)
+    signal.signal(signal.SIGTERM, _raise_exit)
+    try:
+        if not args.python.exists():
+            raise SetupError(f"{args.python} not found; run: make dev")
+        kernels.require(kernels.RUN_TOOLS)
+        files = collect(args.python, args.tests)
+        users = [user for user in USERS if args.only in (None, user.name)]
+        runs = [Run(s, user, args, files) for s in args.kernel or SERIES for user in users]
+        results = run_all(runs, args.jobs)
+    except SetupError as error:
+        print(f"test_kernels: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{_summary(results)}")
+    ran = sum(r.passed + r.failed for r in results)
+    return 0 if ran and all(r.good for r in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
