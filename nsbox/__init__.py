@@ -10,6 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nsbox.command import Popen as Popen
+    from nsbox.command import explain as explain
+    from nsbox.command import run as run
+    from nsbox.container import Container as Container
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
     from nsbox.errors import NsboxError as NsboxError
@@ -19,13 +23,14 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.pod import Backoff as Backoff
+    from nsbox.pod import ContainerSpec as ContainerSpec
+    from nsbox.pod import Pod as Pod
+    from nsbox.pod import Sidecar as Sidecar
     from nsbox.registry import gc as gc
     from nsbox.result import Completed as Completed
     from nsbox.result import Reason as Reason
     from nsbox.result import Usage as Usage
-    from nsbox.command import Popen as Popen
-    from nsbox.command import explain as explain
-    from nsbox.command import run as run
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
@@ -34,18 +39,23 @@ __version__ = "0.1.0.dev0"
 
 #: Public name -> the module that has it.
 _WHERE = {
+    "Backoff": "pod",
     "CommandError": "errors",
     "CommandNotFound": "errors",
     "Completed": "result",
+    "Container": "container",
+    "ContainerSpec": "pod",
     "Limits": "spec",
     "Mount": "spec",
     "NsboxError": "errors",
+    "Pod": "pod",
     "Popen": "command",
     "Reason": "result",
     "RemoteError": "errors",
     "Rootfs": "spec",
     "SetupError": "errors",
     "SpecError": "errors",
+    "Sidecar": "pod",
     "StateError": "errors",
     "TimeoutExpired": "errors",
     "Unavailable": "errors",

@@ -74,12 +74,12 @@ def _with_interpreter(spec: Spec) -> Spec:
     return replace(spec, args=args, mounts=(*binds, *spec.mounts))
 
 
-def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), template: bool = True) -> Plan:
+def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), join_map: str = "") -> Plan:
     """The plan of a spec, compiled once for specs that come again."""
     small = sum(len(content) for _, content, _ in spec.files) < _CACHEABLE_BYTES
     build = _cached_compile if small else compile_spec
-    use = template and not join and _cached_wants(spec, host)
-    return build(spec, host, join=join, template=use)
+    use = not join and _cached_wants(spec, host)
+    return build(spec, host, join=join, join_map=join_map, template=use)
 
 
 def explain(args: Any, **keywords: Any) -> Plan:
@@ -97,11 +97,12 @@ def launch(
     *,
     join: tuple[str, ...] = (),
     joined_pidfd: int = -1,
+    join_map: str = "",
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
     """Spawn *spec* with these descriptors; its template is made when it has none yet."""
     host = probe.host()
-    plan = plan_for(spec, host, join=join)
+    plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
     descriptors.update({Slot("pass", fd): fd for fd in spec.pass_fds})
     template = -1

@@ -263,8 +263,8 @@ def _add_process(build: Build) -> None:
         build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
 
 
-def _start(spec: Spec, host: Host, join: tuple[str, ...]) -> Build:
-    build = Build(spec, host, join)
+def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "") -> Build:
+    build = Build(spec, host, join, id_map=join_map)
     build.new = _new_namespaces(spec, host, join)
     if spec.root == Rootfs() and "mnt" not in build.new:
         build.spec = Spec(**{**vars(spec), "root": Rootfs.inherit()})
@@ -313,19 +313,25 @@ def _set_up(build: Build, joined: Slot | None) -> None:
 
 
 def compile_spec(
-    spec: Spec, host: Host, *, join: tuple[str, ...] = (), template: bool = False
+    spec: Spec,
+    host: Host,
+    *,
+    join: tuple[str, ...] = (),
+    join_map: str = "",
+    template: bool = False,
 ) -> Plan:
     """The plan of a sandbox.
 
     Args:
         join: kinds of namespaces that are entered, of the process in slot ("pidfd", "join").
+        join_map: how the user namespace among them maps ids, see ``Build.id_map``.
         template: the root comes from a template (``fits_template`` says whether it can).
 
     Raises:
         SpecError: parts of the spec contradict each other.
         Unavailable: the host cannot do what was asked.
     """
-    build = _start(spec, host, join)
+    build = _start(spec, host, join, join_map)
     build.template = template and mounts.fits_template(build)
     joined = build.pass_slot("pidfd", "join") if join else None
     _set_up(build, joined)
@@ -341,12 +347,12 @@ def compile_spec(
 
 def wants_template(spec: Spec, host: Host) -> bool:
     """Whether ``compile_spec(template=True)`` would use one."""
-    return mounts.fits_template(_start(spec, host, ()))
+    return mounts.fits_template(_start(spec, host))
 
 
 def compile_template(spec: Spec, host: Host) -> Plan:
     """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
-    build = _start(spec, host, ())
+    build = _start(spec, host)
     build.new = ("mnt",)
     build.flags |= PlanFlag.FORK
     build.add(Clone3(Clone.NEWNS, False, "root"))
@@ -366,13 +372,24 @@ def compile_template(spec: Spec, host: Host) -> Plan:
 
 
 def compile_pause(spec: Spec, host: Host) -> Plan:
-    """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs."""
-    build = _start(spec, host, ())
-    _set_up(build, None)
-    build.add(Simple(Opcode.SETSID, "setsid", "", "pod"))
+    """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
+
+    It is PID 1 of a pid namespace of its own and sees an empty root, so that it pins none of
+    the host's file systems.
+    """
+    build = _start(spec, host)
+    _add_clone(build)
+    build.add(mounts.mounts_private("pod"))
+    creds.become_setup_ids(build)
+    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "2"))
+    build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))
+    _add_proc_writes(build)
+    _add_names(build)
+    build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))
     creds.add_credentials(build)
     creds.add_descriptors(build)
     build.add(
+        Simple(Opcode.SETSID, "setsid", "", "pod"),
         Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "pod"),
         Simple(Opcode.EXECING, "execing", "everything is set up", "pod"),
         Simple(Opcode.PAUSE, "pause", "holds what the pod shares", "pod"),

@@ -9,9 +9,12 @@ from nsbox.build import SLOT_IDS
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.plan import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
+from nsbox.profile import PROFILES
 
 if TYPE_CHECKING:
     from nsbox.build import Build
+    from nsbox.host import Host
+    from nsbox.spec import Spec
 
 ALL_CAPABILITIES = (1 << len(CAPABILITIES)) - 1
 
@@ -27,7 +30,9 @@ def decide_ids(build: Build) -> None:
         spec.gid is None
     ) else spec.gid
     if build.in_userns:
-        if host.maps_ids:
+        if build.id_map:
+            pass  # of the pod, which decided for all its containers
+        elif host.maps_ids:
             build.id_map = "slot"
         else:
             many = bool(spec.groups) or spec.profile == "standard"
@@ -164,3 +169,20 @@ def add_descriptors(build: Build) -> None:
             build.add(Number(Opcode.CLOEXEC, "cloexec", f"{first}..", first, "stdio", last))
         first = number + 1
     build.applied["fds"] = ", ".join(map(str, [0, 1, 2, *numbers]))
+
+
+def decide_pod_map(specs: list[Spec], host: Host) -> tuple[str, int]:
+    """How a pod's one user namespace maps ids, and the id that its pause process has there.
+
+    Raises:
+        SpecError: only one id can be mapped here, and the containers have different users.
+    """
+    if host.maps_ids:
+        return "slot", 1000
+    users = {PROFILES[spec.profile].uid if spec.uid is None else spec.uid for spec in specs}
+    if host.subids and (len(users) > 1 or any(s.groups or s.profile == "standard" for s in specs)):
+        return "range", 1000
+    if len(users) > 1:
+        raise SpecError("user", f"only one id can be mapped here, not {sorted(users)}: install "
+                        "uidmap, with a range in /etc/subuid and /etc/subgid")  # fmt: skip
+    return "single", users.pop()

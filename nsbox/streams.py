@@ -20,10 +20,19 @@ _CHUNK = 1 << 16
 
 
 class Sink:
-    """Where bytes of one stream go: kept up to a limit, or relayed to the caller's own stream."""
+    """Where bytes of one stream go: kept up to a limit, relayed to the caller's own, or *into*."""
 
-    def __init__(self, fd: int, *, keep: bool, relay_to: int = -1, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        *,
+        keep: bool,
+        relay_to: int = -1,
+        limit: int | None = None,
+        into: Callable[[bytes], None] | None = None,
+    ) -> None:
         self.fd = fd
+        self._into = into
         self.kept = bytearray()
         self.truncated = False
         self._keep = keep
@@ -56,7 +65,9 @@ class Sink:
         if self._limit is not None and self._total > self._limit:
             self.truncated = True
             data = data[: max(0, len(data) - (self._total - self._limit))]
-        if self._keep:
+        if self._into is not None:
+            self._into(data)
+        elif self._keep:
             self.kept += data
         elif self._relay_to >= 0:
             relay(self._relay_to, data)

@@ -137,13 +137,16 @@ class LeakWatch:
         return baseline
 
     def after(self, baseline: Inventory) -> None:
+        cold = f"\nnsbox was not warm before: {self.cold}" if self.cold else ""
+        leaks = ""
         try:
             clean = assert_clean(baseline, support.scaled(2.0), _drop_caches)
             # pytest stops its faulthandler thread when a test fails: not a state to start from.
             self.baseline = None if self._failed else clean
         except AssertionError as error:
-            cold = f"\nnsbox was not warm before: {self.cold}" if self.cold else ""
-            pytest.fail(f"{error}{cold}", pytrace=False)
+            leaks = str(error)
+        if leaks:
+            pytest.fail(leaks + cold, pytrace=False)
 
 
 def _drop_caches() -> None:

@@ -57,10 +57,8 @@ KINDS: Final = (
 MARK: Final = "NSBOXMARK"
 POLL_S: Final = 0.02
 
-_NS_LINKS: Final = (
-    "mnt", "pid", "net", "user", "ipc", "uts", "cgroup", "time", "pid_for_children",
-    "time_for_children",
-)  # fmt: skip
+# Without pid_for_children: a namespace that no process is in yet goes with its only holder.
+_NS_LINKS: Final = ("mnt", "pid", "net", "user", "ipc", "uts", "cgroup", "time")
 _NS_ID: Final = re.compile(r"(?:mnt|pid|net|user|ipc|uts|cgroup|time):\[\d+\]")
 _ANONYMOUS: Final = re.compile(r"^([a-z_]+):\[\d+\]$")
 _OWNER_IN_NAME: Final = re.compile(r"nsbox-(\d+)-(\d+)-")
@@ -293,14 +291,21 @@ def _marked(pid: int, mark: bytes) -> bool:
 
 
 def _ns_links(directory: str) -> dict[str, str]:
-    links = {}
-    for name in _NS_LINKS:
-        try:
-            links[name] = os.readlink(f"{directory}/{name}")
-        except PermissionError:
-            return {}
-        except OSError:
-            continue
+    """Empty where they are unreadable. Half of the cost of an inventory, hence the dir_fd."""
+    links: dict[str, str] = {}
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return links
+    try:
+        for name in _NS_LINKS:
+            links[name] = os.readlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass  # ended while we looked
+    except OSError:
+        links.clear()
+    finally:
+        os.close(fd)
     return links
 
 
@@ -343,8 +348,8 @@ def _read_threads(p: Proc) -> None:
 def _namespaces(procs: dict[int, Proc]) -> list[Item]:
     holders: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for p in procs.values():
-        for name, link in p.ns.items():
-            holders[link].append((p.pid, "" if name in link else name))
+        for link in p.ns.values():
+            holders[link].append((p.pid, ""))
         for link, how in p.held.items():
             holders[link].append((p.pid, how))
     for line in _text("/proc/self/mountinfo").splitlines():
@@ -362,7 +367,8 @@ def _fds() -> Iterator[Item]:
     for fd in _listdir("/proc/self/fd"):
         link = _readlink(f"/proc/self/fd/{fd}")  # the listing's own descriptor is gone by now
         if link:
-            yield Item("fd", _ANONYMOUS.sub(r"\1:[*]", link), f"fd {fd} -> {link}")
+            ident = _ENTRY.sub("* locked by us", _ANONYMOUS.sub(r"\1:[*]", link))
+            yield Item("fd", ident, f"fd {fd} -> {link}")
 
 
 def _threads() -> Iterator[Item]:
@@ -402,8 +408,7 @@ def _state() -> Iterator[Item]:
     where = os.stat("/proc/self/cwd")
     yield Item("cwd", f"{os.readlink('/proc/self/cwd')} (inode {where.st_dev}:{where.st_ino})")
     for name, link in _ns_links("/proc/self/ns").items():
-        if not name.endswith("_for_children"):  # created lazily; the thread's own are exact
-            yield Item("own-namespace", f"{name} {link}")
+        yield Item("own-namespace", f"{name} {link}")
     for line in _text("/proc/self/cgroup").splitlines():
         yield Item("own-cgroup", line)
     for name in _SYSCTLS:
@@ -712,12 +717,12 @@ class _Owners:
         parent = self.of(p.ppid)
         if parent in (_OURS, _THEIRS):
             return parent
+        if p.state == "Z":
+            return _UNKNOWN  # dead, and its parent's to reap: some inits look every 2 s
         if p.ours_by_name:
             return self._judge_launcher(p)
         if self.before(p) is not None:
             return _THEIRS
-        if p.state == "Z":
-            return _UNKNOWN  # dead, and its parent's to reap: some inits look every 2 s
         if self.in_new_namespace(p) and self._could_be_ours(p):
             return _OURS
         return _UNKNOWN
@@ -939,10 +944,9 @@ class _Diff:
 
 def _view(p: Proc, inventory: Inventory) -> frozenset[str]:
     own = inventory.procs[inventory.pid].ns
-    names = [name for name in own if not name.endswith("_for_children")]
     if not p.ns:
         return frozenset({"pid"} if p.nested else ())
-    return frozenset(name for name in names if p.ns.get(name) != own[name])
+    return frozenset(name for name in own if p.ns.get(name) != own[name])
 
 
 def _type(item: Item) -> str:

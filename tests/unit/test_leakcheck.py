@@ -633,14 +633,17 @@ signal.pause()
 
 
 @contextlib.contextmanager
-def _launcher(*children: list[str], keep: tuple[int, ...] = ()) -> Iterator[int]:
-    """A process that looks like nsbox's: the memfd's name, the comm, not a descendant."""
+def _launcher(*children: list[str], keep: int) -> Iterator[int]:
+    """A process that looks like nsbox's: the memfd's name, the comm, not a descendant.
+
+    *keep* is its end of the control socket, by which its owner is found.
+    """
     fd = os.memfd_create("nsbox-init", 0)
     with open(os.path.realpath(sys.executable), "rb") as python:
         os.sendfile(fd, python.fileno(), 0, os.fstat(python.fileno()).st_size)
     args = [f"/proc/self/fd/{fd}", "-ISc", LAUNCHER.format(children=children)]
     env = {**NO_ENV, "PYTHONHOME": sys.base_prefix}
-    pid = _orphan(args, env, pass_fds=(fd, *keep))
+    pid = _orphan(args, env, pass_fds=(fd, keep))
     os.close(fd)
     inner: list[int] = []
     try:
@@ -653,41 +656,51 @@ def _launcher(*children: list[str], keep: tuple[int, ...] = ()) -> Iterator[int]
             _end(each)
 
 
+@contextlib.contextmanager
+def _pair() -> Iterator[int]:
+    """A control socket, held by this process: the end that a launcher is to be given."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        yield far.fileno()
+
+
 def _tree(pid: int) -> list[int]:
     return [p for child in _children(pid) for p in (child, *_tree(child))]
 
 
 def the_first_launcher_is_normal() -> None:
-    baseline = Inventory.take()
-    with _launcher():
-        assert_clean(baseline)
+    with _pair() as far:
+        baseline = Inventory.take()
+        with _launcher(keep=far):
+            assert_clean(baseline)
 
 
 def a_replaced_launcher_is_normal() -> None:
-    with contextlib.ExitStack() as old:
-        old.enter_context(_launcher())
+    with _pair() as far, contextlib.ExitStack() as old:
+        old.enter_context(_launcher(keep=far))
         baseline = Inventory.take()
         old.close()
-        with _launcher():
+        with _launcher(keep=far):
             assert_clean(baseline)
 
 
 def a_launcher_that_outlives_its_successor_is_a_leak() -> None:
-    with _launcher() as old:
+    with _pair() as far, _launcher(keep=far) as old:
         baseline = Inventory.take()
-        with _launcher():
+        with _launcher(keep=far):
             leaks = [leak for leak in Inventory.take().minus(baseline) if leak.kind == "launcher"]
             assert [f"pid {old} " in leak.identity for leak in leaks] == [True]
         assert_clean(baseline)
 
 
 def a_child_of_a_launcher_is_a_leak() -> None:
-    baseline = Inventory.take()
-    with _launcher(["sleep", "60"]) as pid:
-        leaks = [(leak.kind, leak.identity) for leak in Inventory.take().minus(baseline)]
-        assert ("process", f"pid {_children(pid)[0]} (sleep 60)") in leaks
-        assert "launcher" not in dict(leaks)
-    assert_clean(baseline)
+    with _pair() as far:
+        baseline = Inventory.take()
+        with _launcher(["sleep", "60"], keep=far) as pid:
+            leaks = [(leak.kind, leak.identity) for leak in Inventory.take().minus(baseline)]
+            assert ("process", f"pid {_children(pid)[0]} (sleep 60)") in leaks
+            assert "launcher" not in dict(leaks)
+        assert_clean(baseline)
 
 
 @pytest.mark.root
@@ -731,19 +744,12 @@ def be_a_stranger(up: str, what: str) -> None:
     """Runs in a process that is not ours. "serve": own a launcher with a sandbox of sorts."""
     with contextlib.ExitStack() as stack:
         if what == "serve":
-            _, far = stack.enter_context(_pair())
+            far = stack.enter_context(_pair())
             sandbox = ["unshare", "--fork", "--pid", "--kill-child", "sleep", "60"]
-            launcher = stack.enter_context(_launcher(sandbox, keep=(far.fileno(),)))
+            launcher = stack.enter_context(_launcher(sandbox, keep=far))
             poll_until(lambda: len(_tree(launcher)) == 2, 10)
         Path(up).touch()
         signal.sigwait({signal.SIGTERM})
-
-
-@contextlib.contextmanager
-def _pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with near, far:
-        yield near, far
 
 
 @contextlib.contextmanager
@@ -791,9 +797,9 @@ def test_a_sandbox_of_a_process_that_was_there_before_is_not_a_leak(tmp_path: Pa
 def test_a_directory_named_after_a_living_stranger_is_not_a_leak(tmp_path: Path) -> None:
     with _stranger(tmp_path / "up") as pid:
         baseline = Inventory.take()
-        theirs, stale = Path(f"/tmp/{_owned_name(pid)}"), Path("/tmp/nsbox-4194305-1-1-1")
+        theirs, stale = Path(f"/tmp/{_owned_name(pid)}"), Path(f"/tmp/nsbox-{os.getpid()}-1-1-1")
         theirs.touch()
-        stale.touch()  # no such process: an owner that died left it
+        stale.touch()  # no such process (start time): its owner died
         try:
             assert _files(baseline) == [str(stale)]
         finally:

@@ -1,0 +1,573 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pod: containers that share a network and IPC, held by a pause process.
+
+Kubernetes' words and defaults. The user namespace, net and ipc are the pod's, owned by
+pause; mnt, uts, pid and cgroup are each container's own. A container that crashes is
+restarted by policy, and what is shared does not notice.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nsbox import probe, watch
+from nsbox.compile import compile_pause
+from nsbox.container import Container
+from nsbox.creds import decide_pod_map
+from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
+from nsbox.plan import Slot
+from nsbox.process import Process, dev_null, spawn
+from nsbox.result import Reason
+from nsbox.spec import Spec, make_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+POLICIES = ("Always", "OnFailure", "Never")
+
+
+class Clock(Protocol):
+    """Time, as restarts see it; tests bring one that they move themselves."""
+
+    def now(self) -> float: ...
+    def call_later(self, delay: float, call: Callable[[], None]) -> Any: ...
+
+
+class MonotonicClock:
+    """CLOCK_MONOTONIC, with timers by the library's thread."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> watch.Timer:
+        return watch.get().call_later(delay, call)
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Seconds before restarts: the first at once, then *initial*, times *factor*, up to *max*.
+
+    The count begins anew after *reset_after* seconds of good running. Kubernetes: 10, 2,
+    300, 600.
+    """
+
+    initial: float = 10.0
+    factor: float = 2.0
+    max: float = 300.0
+    reset_after: float = 600.0
+
+    @classmethod
+    def fast(cls) -> Backoff:
+        """A sixtieth of Kubernetes' delays: for tests, demonstrations and CI."""
+        return cls(10 / 60, 2.0, 5.0, 10.0)
+
+    def delay(self, restarts: int) -> float:
+        """Before the restart that follows *restarts* earlier ones."""
+        if restarts == 0:
+            return 0.0
+        return min(self.max, self.initial * self.factor ** min(restarts - 1, 64))
+
+
+class ContainerSpec:
+    """One container of a pod: a name, a command, and the keywords of ``run()``.
+
+    Of the keywords, *hostname*, *namespaces* and *net* are the pod's to say.
+    *restart_policy* overrides the pod's for this container.
+    """
+
+    sidecar = False
+
+    def __init__(
+        self, name: str, args: Any, *, restart_policy: str | None = None, **keywords: Any
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise SpecError("containers.name", f"{name!r} is not a DNS label")
+        where = f"containers[{name!r}]"
+        for key in ("hostname", "namespaces", "net"):
+            if key in keywords:
+                raise SpecError(f"{where}.{key}", "is the pod's to say")
+        if restart_policy is not None and restart_policy not in POLICIES:
+            raise SpecError(f"{where}.restart_policy", f"use one of {', '.join(POLICIES)}")
+        self.name, self.args, self.keywords = name, args, keywords
+        self.restart_policy = restart_policy
+
+
+class Sidecar(ContainerSpec):
+    """A helper that starts before the containers of the pod and ends after them.
+
+    Put it into ``init_containers``. It is always restarted while the pod lives, and the pod
+    is complete without it.
+    """
+
+    sidecar = True
+
+    def __init__(self, name: str, args: Any, **keywords: Any) -> None:
+        super().__init__(name, args, restart_policy="Always", **keywords)
+
+
+@dataclass(frozen=True)
+class State:
+    """Of a container: ``"Waiting"``, ``"Running"`` or ``"Terminated"``, and why."""
+
+    name: str
+    reason: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a pod: *at* by its clock, *reason* in Kubernetes' words."""
+
+    at: float
+    reason: str
+    container: str = ""
+    message: str = ""
+
+
+class PodContainer:
+    """A container of a running pod: the present attempt, and what became of earlier ones."""
+
+    def __init__(self, pod: Pod, spec: ContainerSpec, policy: str, init: bool) -> None:
+        self.name = spec.name
+        self.spec = spec
+        self.policy = policy
+        self.init = init
+        self.restart_count = 0
+        self.state = State("Waiting", "PodInitializing")
+        self.last_state: State | None = None
+        self._pod = pod
+        self._backoff_step = 0
+        self._current: Container | None = None
+        self._log = ""
+        self._timer: Any = None
+
+    @property
+    def current(self) -> Container:
+        """The present attempt. Raises StateError before the first."""
+        if self._current is None:
+            raise StateError(f"container {self.name!r} has not been started", status="Waiting")
+        return self._current
+
+    @property
+    def pid(self) -> int | None:
+        return self._current.pid if self._current is not None else None
+
+    @property
+    def nspid(self) -> int | None:
+        return self._current.nspid if self._current is not None else None
+
+    @property
+    def namespaces(self) -> dict[str, int]:
+        return self._current.namespaces if self._current is not None else {}
+
+    def logs(self) -> str:
+        """Output of this attempt and the one before."""
+        return self._log + (self._current.logs() if self._current is not None else "")
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it; the restart policy decides what follows."""
+        self.current.kill()
+
+    def wait_restarted(self, count: int, timeout: float = 30.0) -> None:
+        """Waits until it runs after its *count*-th restart. Raises TimeoutError."""
+        self._pod._wait_for(
+            lambda: self.restart_count >= count and self.state.name == "Running",
+            timeout,
+            f"container {self.name!r} to be restarted {count} times",
+        )
+
+    def done(self) -> bool:
+        """It has ended and will not be restarted."""
+        return self.state.name == "Terminated"
+
+    def __repr__(self) -> str:
+        return f"<nsbox.PodContainer {self.name!r} {self.state.name} restarts={self.restart_count}>"
+
+
+@dataclass(frozen=True)
+class PodStatus:
+    """A snapshot: phase, and each container's state and restarts."""
+
+    phase: str
+    reason: str
+    containers: dict[str, State] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+
+
+class Pod:
+    """Containers with one network and one IPC namespace, one lifetime: all or nothing at start.
+
+    Args:
+        name: a DNS label; also the host name, the same in every container.
+        containers: ``ContainerSpec`` objects, started together.
+        init_containers: run one after another to their end before, or ``Sidecar``.
+        primary: the container whose end ends the pod.
+        restart_policy: ``"Always"``, ``"OnFailure"`` or ``"Never"``.
+        net: ``"none"``: a loopback that all containers share; or ``"host"``.
+        backoff: delays between restarts.
+        clock: where time comes from.
+
+    The supervisor lives in this process, in the library's thread: the pod ends with it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        containers: Sequence[ContainerSpec],
+        *,
+        init_containers: Sequence[ContainerSpec] = (),
+        primary: str | None = None,
+        restart_policy: str = "Always",
+        share_process_namespace: bool = False,
+        volumes: Any = None,
+        net: str = "none",
+        hostname: str | None = None,
+        backoff: Backoff | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.name = name
+        self._check(name, containers, init_containers, primary, restart_policy, net)
+        if share_process_namespace:
+            raise Unavailable("share_process_namespace", "not in this version of nsbox")
+        if volumes:
+            raise Unavailable("volumes", "not in this version of nsbox",
+                              alternatives=("mounts= of a container",))  # fmt: skip
+        self.hostname = hostname or name
+        self.net = net
+        self.primary = primary
+        self.backoff = backoff or Backoff()
+        self.clock = clock or MonotonicClock()
+        self.events: list[Event] = []
+        self._condition = threading.Condition(threading.RLock())
+        self._phase, self._reason = "Pending", ""
+        self._pause: Process | None = None
+        self._stopping = False
+        self._closed = False
+        self._id_map = ""
+        self._init = [PodContainer(self, c, c.restart_policy or "OnFailure", True)
+                      for c in init_containers]  # fmt: skip
+        self._apps = [PodContainer(self, c, c.restart_policy or restart_policy, False)
+                      for c in containers]  # fmt: skip
+        self._restart_policy = restart_policy
+        self._all = {c.name: c for c in (*self._init, *self._apps)}
+        self._specs = {c.name: self._container_spec(c) for c in self._all.values()}
+
+    @staticmethod
+    def _check(
+        name: str,
+        containers: Sequence[ContainerSpec],
+        init_containers: Sequence[ContainerSpec],
+        primary: str | None,
+        restart_policy: str,
+        net: str,
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise SpecError("name", f"{name!r} is not a DNS label")
+        if not containers:
+            raise SpecError("containers", "a pod has at least one")
+        names = [c.name for c in (*init_containers, *containers)]
+        for double in {n for n in names if names.count(n) > 1}:
+            raise SpecError("containers", f"two are named {double!r}")
+        if any(c.sidecar for c in containers):
+            raise SpecError("containers", "a Sidecar belongs into init_containers")
+        if primary is not None and primary not in [c.name for c in containers]:
+            raise SpecError("primary", f"no container is named {primary!r}")
+        if restart_policy not in POLICIES:
+            raise SpecError("restart_policy", f"use one of {', '.join(POLICIES)}")
+        if net not in ("none", "host"):
+            raise SpecError("net", 'use "none" or "host"')
+
+    def _container_spec(self, container: PodContainer) -> Spec:
+        keywords = {"init": False, **container.spec.keywords, "hostname": self.hostname}
+        try:
+            return make_spec(container.spec.args, net=self.net, **keywords)
+        except SpecError as e:
+            raise SpecError(f"containers[{container.name!r}].{e.field}",
+                            str(e).partition(": ")[2]) from e  # fmt: skip
+
+    # -------------------------------------------------------------- start
+
+    def start(self) -> Pod:
+        """Pause first, then init containers in order, then all containers.
+
+        Raises:
+            StateError: it was started before.
+            SetupError and others of ``run``: nothing is left, no container runs.
+        """
+        with self._condition:
+            if self._phase != "Pending" or self._pause is not None or self._closed:
+                raise StateError(f"pod {self.name!r} is {self._phase}", status=self._phase)
+            try:
+                self._start_pause()
+                for container in self._init:
+                    self._start_init(container)
+                for container in self._apps:
+                    self._start_container(container)
+            except BaseException:
+                self._phase, self._reason = "Failed", "StartError"
+                self.close()
+                raise
+            self._phase = "Running"
+            self._condition.notify_all()
+        return self
+
+    def _start_pause(self) -> None:
+        host = probe.host()
+        self._id_map, uid = decide_pod_map(list(self._specs.values()), host)
+        kinds = ["user", "ipc", "pid", "mnt"] + ["net"] * (self.net == "none")
+        spec = make_spec(["pause"], namespaces=kinds, net=self.net, user=uid,
+                         profile="standard" if self._id_map == "range" else "strict")  # fmt: skip
+        null = dev_null()
+        self._pause = spawn(compile_pause(spec, host), {Slot("stdio", n): null for n in range(3)})
+        watch.get().add(self._pause.fileno(), self._pause_news)
+        self._note("SandboxCreated", message=f"pause runs as {self._pause.pid}")
+
+    def _start_init(self, container: PodContainer) -> None:
+        """A sidecar goes on; another must end well before the next one starts."""
+        self._start_container(container)
+        if container.spec.sidecar:
+            return
+        while not container.done():
+            self._condition.wait()
+        if container.state.exit_code:
+            raise StateError(f"init container {container.name!r} failed: {container.state.reason}",
+                             status="Init:Error")  # fmt: skip
+
+    def _start_container(self, container: PodContainer) -> None:
+        assert self._pause is not None
+        if container._current is not None:
+            container._log = container._current.logs()
+        spec = self._specs[container.name]
+        current = Container(spec.args, name=container.name)
+        current.spec = spec
+        kinds = ("user", "ipc") + (("net",) if self.net == "none" else ())
+        current._join = (kinds, self._pause.pidfd, self._id_map)
+        current._on_end = lambda: self._ended(container, current)
+        container._current = current
+        current.start()
+        container.state = State("Running")
+        self._note("Started", container)
+
+    # -------------------------------------------------------- supervision
+
+    def _note(
+        self, reason: str, container: PodContainer | None = None, message: str = ""
+    ) -> None:
+        name = container.name if container is not None else ""
+        self.events.append(Event(self.clock.now(), reason, name, message))
+        self._condition.notify_all()
+
+    def _ended(self, container: PodContainer, current: Container) -> None:
+        """By the watch: an attempt is over. The policy says what follows."""
+        with self._condition:
+            if container._current is not current:
+                return
+            container.last_state = container.state = _terminated(current)
+            self._note("Died", container, container.state.reason)
+            if self._stopping or not self._restarts(container):
+                self._maybe_complete()
+                return
+            if current.age >= self.backoff.reset_after:
+                container._backoff_step = 0
+            delay = self.backoff.delay(container._backoff_step)
+            container._backoff_step += 1
+            if delay:
+                container.state = State("Waiting", "CrashLoopBackOff")
+                self._note("BackOff", container, f"restart in {delay:g} s")
+            container._timer = self.clock.call_later(delay, lambda: self._restart(container))
+
+    @staticmethod
+    def _restarts(container: PodContainer) -> bool:
+        policy = container.policy
+        if container.init and not container.spec.sidecar and policy == "Always":
+            policy = "OnFailure"
+        failed = container.state.exit_code != 0
+        return policy == "Always" or (policy == "OnFailure" and failed)
+
+    def _restart(self, container: PodContainer) -> None:
+        with self._condition:
+            container._timer = None
+            if self._stopping or self._pause is None:
+                return
+            container.restart_count += 1
+            try:
+                self._start_container(container)
+            except (NsboxError, OSError) as e:
+                container.state = State("Terminated", "StartError", 128)
+                self._note("Failed", container, str(e))
+                self._maybe_complete()
+
+    def _maybe_complete(self) -> None:
+        """The phase, once no app container runs or will be restarted."""
+        done = [c for c in self._apps if c.done() and c._timer is None]
+        ends = [c for c in self._apps if c.name == self.primary] if self.primary else self._apps
+        if self._stopping or self._phase != "Running":
+            self._condition.notify_all()
+            return
+        if all(c in done for c in ends):
+            bad = [c.name for c in ends if c.state.exit_code]
+            self._phase = "Failed" if bad else "Succeeded"
+            self._note("Completed", message=", ".join(bad))
+            watch.get().call_later(0, self._finish)
+
+    def _finish(self) -> None:
+        """All that mattered has ended: sidecars and pause go too."""
+        self.stop(grace=5)
+
+    def _pause_news(self) -> None:
+        """By the watch: without pause, what is shared is lost."""
+        with self._condition:
+            if self._pause is None:
+                return
+            try:
+                if self._pause.poll() is None:
+                    return
+            except StateError:
+                pass
+            watch.get().remove(self._pause.fileno())
+            if self._stopping:
+                return
+            self._phase, self._reason = "Failed", "SandboxLost"
+            self._note("SandboxLost", message="pause has ended")
+            self._stopping = True
+            for container in self._all.values():
+                self._cancel(container)
+                if container._current is not None and container._current.status() == "running":
+                    container._current.kill()
+
+    @staticmethod
+    def _cancel(container: PodContainer) -> None:
+        if container._timer is not None:
+            container._timer.cancel()
+            container._timer = None
+            container.state = container.last_state or State("Terminated")
+
+    # --------------------------------------------------------------- stop
+
+    def stop(self, grace: float = 30.0) -> None:
+        """Containers first (SIGTERM, and SIGKILL after *grace* seconds), then sidecars in
+        reverse order, pause last. Wins over restarts. Idempotent."""
+        with self._condition:
+            first = not self._stopping
+            self._stopping = True
+            for container in self._all.values():
+                self._cancel(container)
+            if first and self._phase == "Running":
+                self._note("Killing", message=f"grace {grace:g} s")
+        deadline = time.monotonic() + grace
+        apps = [c._current for c in self._apps if c._current is not None]
+        threads = [threading.Thread(target=a.stop, args=(grace,), name="nsbox-stop") for a in apps
+                   if a.status() == "running"]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for container in reversed(self._init):
+            if container._current is not None and container._current.status() == "running":
+                container._current.stop(max(0.0, deadline - time.monotonic()))
+        self._stop_pause()
+        with self._condition:
+            if self._phase in ("Running", "Pending"):
+                bad = [c for c in self._apps if c.state.exit_code]
+                self._phase = "Failed" if bad or not self._apps else "Succeeded"
+            self._closed = True
+            self._condition.notify_all()
+
+    def _stop_pause(self) -> None:
+        with self._condition:
+            pause, self._pause = self._pause, None
+        if pause is not None:
+            watch.get().remove(pause.fileno())
+            pause.send_signal(15)
+            pause.wait(1.0)
+            pause.close()
+
+    def close(self) -> None:
+        """Kill what is left and give everything back; idempotent."""
+        if not self._closed or self._pause is not None:
+            self.stop(grace=0)
+
+    def __enter__(self) -> Pod:
+        return self if self._pause is not None else self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_pause", None) is not None:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    # --------------------------------------------------------------- state
+
+    def __getitem__(self, name: str) -> PodContainer:
+        return self._all[name]
+
+    @property
+    def phase(self) -> str:
+        """Pending, Running, Succeeded or Failed."""
+        return self._phase
+
+    @property
+    def pause_pid(self) -> int | None:
+        """The process that holds what the pod shares."""
+        return self._pause.pid if self._pause is not None else None
+
+    def status(self) -> PodStatus:
+        with self._condition:
+            return PodStatus(
+                self._phase,
+                self._reason,
+                {c.name: c.state for c in self._all.values()},
+                {c.name: c.restart_count for c in self._all.values()},
+            )
+
+    def wait(self, timeout: float | None = None) -> str:
+        """Waits until no container runs or will run again; returns the phase. TimeoutError."""
+        self._wait_for(
+            lambda: self._phase in ("Succeeded", "Failed") and self._pause is None,
+            timeout,
+            f"pod {self.name!r} to end",
+        )
+        return self._phase
+
+    def _wait_for(self, predicate: Callable[[], bool], timeout: float | None, what: str) -> None:
+        with self._condition:
+            if not self._condition.wait_for(predicate, timeout):
+                raise TimeoutError(f"waited {timeout:g} s for {what}")
+
+    def __str__(self) -> str:
+        lines = [f"Pod {self.name}  {self._phase} {self._reason}".rstrip()]
+        for container in self._all.values():
+            pid = container.pid or "-"
+            state = " ".join(filter(None, (container.state.name, container.state.reason)))
+            lines.append(f"  {container.name:<16} {state:<24} restarts {container.restart_count}"
+                         f"  pid {pid}")  # fmt: skip
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<nsbox.Pod {self.name!r} {self._phase}>"
+
+
+def _terminated(container: Container) -> State:
+    """Kubernetes' view of an end: 128+n for signals, OOMKilled by the kernel's counter."""
+    try:
+        result = container.result()
+    except StateError:
+        return State("Terminated", "ContainerStatusUnknown", 137)
+    code = result.returncode
+    if result.reason is Reason.OOM:
+        return State("Terminated", "OOMKilled", 137, 9)
+    if result.reason is Reason.TIMEOUT:
+        return State("Terminated", "DeadlineExceeded", 137, 9)
+    if code < 0:
+        return State("Terminated", "Error", 128 - code, -code)
+    return State("Terminated", "Completed" if code == 0 else "Error", code)
