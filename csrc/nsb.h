@@ -26,11 +26,11 @@
 
 /* >>> cffi */
 enum nsb_limits {
-	NSB_MAGIC = 0x3142534e,		 /* "NSB1", little endian */
-	NSB_MAX_PLAN = 1 << 30,		 /* bytes */
+	NSB_MAGIC = 0x3142534e, /* "NSB1", little endian */
+	NSB_MAX_PLAN = 1 << 30, /* bytes */
 	NSB_MAX_OPS = 4096,
-	NSB_MAX_PASSED = 32,		 /* descriptors passed with one request */
-	NSB_MAX_SLOTS = 160,		 /* passed descriptors and detached trees of one plan */
+	NSB_MAX_PASSED = 32, /* descriptors passed with one request */
+	NSB_MAX_SLOTS = 160, /* passed descriptors and detached trees of one plan */
 	NSB_NONE = 0x7fffffff,
 };
 
@@ -84,10 +84,10 @@ enum nsb_opcode {
 };
 
 enum nsb_op_flag {
-	NSB_IGNORE_ENOENT = 1,		 /* exec: this directory of PATH does not have it */
-	NSB_RECURSIVE = 2,		 /* open_tree, readonly: submounts too */
-	NSB_CHRDEV = 4,			 /* open_tree: refuse what is not character device n */
-	NSB_MAKE_TARGET = 8,		 /* attach, mount: make the destination when it is missing */
+	NSB_IGNORE_ENOENT = 1, /* exec: this directory of PATH does not have it */
+	NSB_RECURSIVE = 2,     /* open_tree, readonly: submounts too */
+	NSB_CHRDEV = 4,	       /* open_tree: refuse what is not character device n */
+	NSB_MAKE_TARGET = 8,   /* attach, mount: make the destination when it is missing */
 };
 
 struct nsb_op {
@@ -102,8 +102,8 @@ struct nsb_op {
 
 enum nsb_plan_flag {
 	NSB_PLAN_DENY_SETGROUPS = 1,
-	NSB_PLAN_INIT = 2,		 /* PID 1 is nsbox-init: it announces STARTED and EXITED */
-	NSB_PLAN_FORK = 4,		 /* never share the launcher's memory (set-up may block) */
+	NSB_PLAN_INIT = 2, /* PID 1 is nsbox-init: it announces STARTED and EXITED */
+	NSB_PLAN_FORK = 4, /* never share the launcher's memory (set-up may block) */
 };
 
 /* A plan: this header, nops ops, then a pool. Offsets count from the plan's first byte. */
@@ -111,15 +111,15 @@ struct nsb_plan {
 	uint32_t magic;
 	uint32_t size;
 	uint32_t nops;
-	uint32_t njoin;			 /* ops[0, njoin) run before clone3, in a joiner */
-	uint32_t nfds;			 /* slots 0 .. nfds-1 are the passed descriptors */
+	uint32_t njoin; /* ops[0, njoin) run before clone3, in a joiner */
+	uint32_t nfds;	/* slots 0 .. nfds-1 are the passed descriptors */
 	uint32_t flags;
-	uint32_t uid_map;		 /* text for /proc/PID/uid_map, 0: the launcher writes none */
+	uint32_t uid_map; /* text for /proc/PID/uid_map, 0: the launcher writes none */
 	uint32_t gid_map;
-	int32_t cgroup_slot;		 /* cgroup v2 directory for CLONE_INTO_CGROUP, -1: none */
-	uint32_t fail_at;		 /* op index failed on purpose, or an nsb_at */
+	int32_t cgroup_slot; /* cgroup v2 directory for CLONE_INTO_CGROUP, -1: none */
+	uint32_t fail_at;    /* op index failed on purpose, or an nsb_at */
 	int32_t fail_errno;
-	uint32_t argv;			 /* vectors: 8-aligned uint64 offsets of strings, then 0 */
+	uint32_t argv; /* vectors: 8-aligned uint64 offsets of strings, then 0 */
 	uint32_t envp;
 	uint32_t reserved;
 	uint64_t clone_flags;
@@ -134,13 +134,13 @@ enum nsb_at {
 };
 
 enum nsb_kind {
-	NSB_SPAWNED = 1,		 /* pid; carries the pidfd */
-	NSB_STARTED,			 /* the payload's execve succeeded */
-	NSB_BARRIER,			 /* op: waits for one byte from the owner */
-	NSB_EXECING,			 /* everything up to execve succeeded */
-	NSB_FAILED,			 /* op, err, call */
-	NSB_EXITED,			 /* nsbox-init: the payload's wait status */
-	NSB_ENDED,			 /* launcher: the child's wait status and usage */
+	NSB_SPAWNED = 1, /* pid; carries the pidfd */
+	NSB_STARTED,	 /* the payload's execve succeeded */
+	NSB_BARRIER,	 /* op: waits for one byte from the owner */
+	NSB_EXECING,	 /* everything up to execve succeeded */
+	NSB_FAILED,	 /* op, err, call */
+	NSB_EXITED,	 /* nsbox-init: the payload's wait status */
+	NSB_ENDED,	 /* launcher: the child's wait status and usage */
 };
 
 struct nsb_record {
@@ -148,8 +148,8 @@ struct nsb_record {
 	uint32_t op;
 	int32_t err;
 	int32_t pid;
-	int32_t code;			 /* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
-	int32_t status;			 /* exit code or signal */
+	int32_t code;	/* CLD_EXITED, CLD_KILLED or CLD_DUMPED */
+	int32_t status; /* exit code or signal */
 	uint64_t utime_us;
 	uint64_t stime_us;
 	uint64_t maxrss_kib;
@@ -157,8 +157,8 @@ struct nsb_record {
 };
 
 enum nsb_request_kind {
-	NSB_REQ_SPAWN = 1,		 /* descriptors: channel, plan, slots */
-	NSB_REQ_SWEEP,			 /* text: directory, NUL, name prefix, NUL; undone on owner death */
+	NSB_REQ_SPAWN = 1, /* descriptors: channel, plan, slots */
+	NSB_REQ_SWEEP,	   /* text: directory, NUL, name prefix, NUL; undone on owner death */
 };
 
 struct nsb_request {

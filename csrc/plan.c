@@ -11,12 +11,12 @@
 
 /* What an operand may be. */
 enum operand {
-	NIL,	/* unused, 0 */
-	NUM,	/* any number */
-	STR,	/* string */
-	LIST,	/* pairs of strings one after another, an empty one ends them; 0: none */
-	DATA,	/* n bytes; 0: none */
-	SLOT,	/* a descriptor slot */
+	NIL,  /* unused, 0 */
+	NUM,  /* any number */
+	STR,  /* string */
+	LIST, /* pairs of strings one after another, an empty one ends them; 0: none */
+	DATA, /* n bytes; 0: none */
+	SLOT, /* a descriptor slot */
 };
 
 struct signature {
@@ -24,6 +24,7 @@ struct signature {
 };
 
 /* n and m are numbers: their meaning is beside the step in steps.c's table. */
+/* clang-format off */
 static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_SETNS] = { SLOT, NIL, NIL },
 	[NSB_OP_CGROUP] = { SLOT, NIL, NIL },
@@ -45,6 +46,7 @@ static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_FD] = { SLOT, NIL, NIL },
 	[NSB_OP_EXEC] = { STR, NIL, NIL },
 };
+/* clang-format on */
 
 struct span {
 	const char *base;
@@ -143,8 +145,8 @@ int nsb_plan_check(const void *plan, size_t size)
 		if (op->code == NSB_OP_NONE || op->code >= NSB_OP_MAX)
 			return -EINVAL;
 		sig = &signatures[op->code];
-		if (!operand_ok(&s, sig->a, op->a, op->n) || !operand_ok(&s, sig->b, op->b, op->n) ||
-		    !operand_ok(&s, sig->c, op->c, op->n))
+		if (!operand_ok(&s, sig->a, op->a, op->n) ||
+		    !operand_ok(&s, sig->b, op->b, op->n) || !operand_ok(&s, sig->c, op->c, op->n))
 			return -EINVAL;
 	}
 	return 0;

@@ -20,17 +20,17 @@
 #define NSB_FD_HIGH 256
 
 struct nsb_ctx {
-	char *base;		     /* the plan, relocated; offsets count from here */
+	char *base; /* the plan, relocated; offsets count from here */
 	const struct nsb_plan *plan;
-	const char *call;	     /* the system call that is being made */
-	uint32_t at;		     /* index of the op that is being run */
-	int exec_errno;		     /* of a PATH entry that was passed over, when it says more */
-	int channel;		     /* records to the owner */
+	const char *call; /* the system call that is being made */
+	uint32_t at;	  /* index of the op that is being run */
+	int exec_errno;	  /* of a PATH entry that was passed over, when it says more */
+	int channel;	  /* records to the owner */
 	int plan_fd;
-	int exe;		     /* nsbox-init itself, a sealed memfd */
-	int parent;		     /* the launcher's pidfd: readable when it has died */
-	int root;		     /* O_PATH of the new root */
-	int proc;		     /* a private procfs that no payload sees */
+	int exe;    /* nsbox-init itself, a sealed memfd */
+	int parent; /* the launcher's pidfd: readable when it has died */
+	int root;   /* O_PATH of the new root */
+	int proc;   /* a private procfs that no payload sees */
 	int slots[NSB_MAX_SLOTS];
 };
 

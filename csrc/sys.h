@@ -84,8 +84,8 @@ static inline long nsb_clone3_call(struct clone_args *args, int (*fn)(void *), v
 			 "hlt\n"
 			 "1:"
 			 : "=a"(ret)
-			 : "a"((long)__NR_clone3), "D"(args), "S"(sizeof(*args)), "r"(r8), "r"(r9),
-			   [exit] "i"(__NR_exit_group)
+			 : "a"((long)__NR_clone3), "D"(args), "S"(sizeof(*args)), "r"(r8),
+			   "r"(r9), [exit] "i"(__NR_exit_group)
 			 : "rcx", "r11", "memory");
 	return ret;
 }

@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import _ffi
+from nsbox._ffi import ffi as _any_ffi
+from nsbox._ffi import lib as _any_lib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_lib: Any = _ffi.lib
-_ffi_: Any = _ffi.ffi
+_lib: Any = _any_lib
+_ffi: Any = _any_ffi
 
 MAX_PASSED: int = _lib.NSB_MAX_PASSED
 
@@ -49,13 +50,13 @@ def _record(raw: Any) -> Record:
         raw.utime_us,
         raw.stime_us,
         raw.maxrss_kib,
-        _ffi_.string(raw.call).decode("ascii"),
+        _ffi.string(raw.call).decode("ascii"),
     )
 
 
 def plan_check(plan: bytes) -> bool:
     """Whether csrc/plan.c finds every offset of an encoded plan in order."""
-    return int(_lib.nsb_plan_check(_ffi_.from_buffer(plan), len(plan))) == 0
+    return int(_lib.nsb_plan_check(_ffi.from_buffer(plan), len(plan))) == 0
 
 
 def launcher_start(exe: int, control: int, lock: int, owner_pidfd: int) -> None:
@@ -68,16 +69,14 @@ def submit(control: int, plan: bytes, fds: Sequence[int]) -> int:
 
     Closing the channel makes the launcher kill the sandbox.
     """
-    passed = _ffi_.new("int[]", fds)
-    return _check(
-        _lib.nsb_submit(control, _ffi_.from_buffer(plan), len(plan), passed, len(fds))
-    )
+    passed = _ffi.new("int[]", fds)
+    return _check(_lib.nsb_submit(control, _ffi.from_buffer(plan), len(plan), passed, len(fds)))
 
 
 def sweep(control: int, directory: str, prefix: str) -> None:
     """Registers: when the owner dies, cgroups in *directory* named *prefix*… are removed."""
     text = os.fsencode(directory) + b"\0" + os.fsencode(prefix) + b"\0"
-    _check(_lib.nsb_sweep(control, _ffi_.from_buffer(text), len(text)))
+    _check(_lib.nsb_sweep(control, _ffi.from_buffer(text), len(text)))
 
 
 def receive(channel: int, timeout_ms: int = -1) -> tuple[Record, int] | None:
@@ -87,7 +86,7 @@ def receive(channel: int, timeout_ms: int = -1) -> tuple[Record, int] | None:
         BrokenPipeError: nobody is left who could write one.
         InterruptedError: a signal arrived; call again.
     """
-    raw, fd = _ffi_.new("struct nsb_record *"), _ffi_.new("int *", -1)
+    raw, fd = _ffi.new("struct nsb_record *"), _ffi.new("int *", -1)
     if _check(_lib.nsb_receive(channel, raw, fd, timeout_ms)) == 0:
         return None
     return _record(raw), fd[0]
@@ -100,8 +99,8 @@ class Starting:
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
-        self._raw = _ffi_.new("struct nsb_record *")
-        self._pidfd = _ffi_.new("int *", -1)
+        self._raw = _ffi.new("struct nsb_record *")
+        self._pidfd = _ffi.new("int *", -1)
 
     @property
     def pidfd(self) -> int:

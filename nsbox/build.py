@@ -44,7 +44,7 @@ class Build:
     passed: list[Slot] = field(default_factory=list)
     applied: dict[str, str] = field(default_factory=dict)
     enforcement: dict[str, str] = field(default_factory=dict)
-    flags: PlanFlag = PlanFlag(0)
+    flags: PlanFlag = field(default_factory=lambda: PlanFlag(0))
     trees: int = 0
 
     @property

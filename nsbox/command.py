@@ -146,7 +146,9 @@ def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tup
 def usage_of(process: Process, ended: Ended) -> Usage:
     """Whole-tree figures: the cgroup's where there is one, else the launcher's wait."""
     stats = process.stats
-    peak = stats.memory_peak if stats is not None and stats.memory_peak is not None else ended.maxrss
+    peak = (
+        stats.memory_peak if stats is not None and stats.memory_peak is not None else ended.maxrss
+    )
     return Usage(
         wall=process.ended_at - process.started_at,
         cpu_user=ended.cpu_user,
@@ -314,8 +316,7 @@ def run(
         try:
             process.wall = spec.limits.wall
             keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
-            output = spec.limits.output
-            sinks = _sinks(stdio, output if isinstance(output, int) else None, keep)
+            sinks = _sinks(stdio, spec.limits.output_bytes, keep)
             ended, verdict, late = _converse(process, stdio, sinks, _as_bytes(input), timeout)
         finally:
             process.close()
@@ -404,7 +405,7 @@ class Popen:
         raw = io.open(fd, "wb" if number == 0 else "rb", 0 if number == 0 else -1)  # noqa: SIM115, UP020
         if not self._text:
             return raw
-        buffer = raw if number else io.BufferedWriter(raw)  # type: ignore[arg-type]
+        buffer = raw if number else io.BufferedWriter(raw)
         return io.TextIOWrapper(buffer, encoding="utf-8", errors="replace", write_through=True)
 
     def _watch(self) -> None:
@@ -488,12 +489,12 @@ class Popen:
                 stream.close()
                 os.set_blocking(fd, False)
                 self._stdio.ours[number] = fd
-        limit = self.spec.limits.output
-        sinks = {n: Sink(self._stdio.ours[n], keep=True, limit=limit if isinstance(limit, int) else None)
-                 for n in self._keep if n in self._stdio.ours}  # fmt: skip
+        sinks = _sinks(self._stdio, self.spec.limits.output_bytes, self._keep)
         self._process.wall = None
         if self._ended is None:
-            left = None if timeout is None else time.monotonic() - self._process.started_at + timeout
+            left = (
+                None if timeout is None else time.monotonic() - self._process.started_at + timeout
+            )
             ended, verdict, late = _converse(
                 self._process, self._stdio, sinks, _as_bytes(input), left
             )
@@ -505,7 +506,9 @@ class Popen:
             for sink in sinks.values():
                 while sink.read() and not sink.truncated:
                     pass
-        out, err = (_decode(bytes(sinks[n].kept), self._text) if n in sinks else None for n in (1, 2))
+        out, err = (
+            _decode(bytes(sinks[n].kept), self._text) if n in sinks else None for n in (1, 2)
+        )
         if late:
             raise TimeoutExpired(self.args, timeout or 0.0, None)
         return out, err

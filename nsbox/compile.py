@@ -24,10 +24,11 @@ from nsbox.plan import (
     Slot,
     Text,
     Unshare,
+    mounts_private,
 )
 from nsbox.spec import Rootfs, Spec
 
-__all__ = ["compile_spec", "compile_pause", "compile_template"]
+__all__ = ["compile_pause", "compile_spec", "compile_template"]
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
@@ -123,7 +124,7 @@ def _add_clone(build: Build) -> None:
     in_cgroup = any(slot.kind == "cgroup" for slot in build.passed)
     flags = Clone(0)
     for kind in build.new:
-        later = kind == "cgroup" and in_cgroup or kind == "mnt" and build.template
+        later = (kind == "cgroup" and in_cgroup) or (kind == "mnt" and build.template)
         flags |= Clone(0) if later else NAMESPACES[kind]
     into = in_cgroup and build.host.cgroup_version == 2
     build.add(Clone3(flags, into, "namespaces"))
@@ -216,7 +217,7 @@ def _add_names(build: Build) -> None:
 
 def _environment(build: Build) -> tuple[str, ...]:
     user = {0: "root", 65534: "nobody"}.get(build.uid, "user")
-    env = {"PATH": PATH, "HOME": "/root" if build.uid == 0 else "/tmp",  # noqa: S108
+    env = {"PATH": PATH, "HOME": "/root" if build.uid == 0 else "/tmp",
            "LANG": "C.UTF-8", "USER": user}  # fmt: skip
     env.update(build.spec.env or ())
     return tuple(f"{key}={value}" for key, value in env.items())
@@ -279,7 +280,9 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
 
 
 def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
-    joins = 1 if any(isinstance(step, Setns) and step.source == "pod" for step in build.steps) else 0
+    joins = (
+        1 if any(isinstance(step, Setns) and step.source == "pod" for step in build.steps) else 0
+    )
     return Plan(
         steps=tuple(build.steps),
         joins=joins,
@@ -379,7 +382,7 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     """
     build = _start(spec, host)
     _add_clone(build)
-    build.add(mounts.mounts_private("pod"))
+    build.add(mounts_private("pod"))
     creds.become_setup_ids(build)
     empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "2"))
     build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))

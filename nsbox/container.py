@@ -181,9 +181,8 @@ class Container:
             StateError: never started, or lost with the launcher.
         """
         self._allow("wait")
-        if self._status == "running":
-            if not self._over.wait(timeout):
-                raise TimeoutExpired(self.spec.args, timeout or 0.0)
+        if self._status == "running" and not self._over.wait(timeout):
+            raise TimeoutExpired(self.spec.args, timeout or 0.0)
         if self._ended is None:
             raise StateError(f"container {self.name!r} was lost: its launcher was killed, or it "
                              "never ran", status="lost")  # fmt: skip

@@ -26,9 +26,11 @@ def decide_ids(build: Build) -> None:
     if not build.in_userns:
         default = host.euid if not host.privileged or spec.profile == "none" else default and 65534
     build.uid = default if spec.uid is None else spec.uid
-    build.gid = (host.egid if build.uid == host.euid and not build.in_userns else build.uid) if (
-        spec.gid is None
-    ) else spec.gid
+    build.gid = (
+        (host.egid if build.uid == host.euid and not build.in_userns else build.uid)
+        if (spec.gid is None)
+        else spec.gid
+    )
     if build.in_userns:
         if build.id_map:
             pass  # of the pod, which decided for all its containers
@@ -51,7 +53,11 @@ def _check_mapped(build: Build) -> None:
                               hint="apt-get install uidmap, and a range in /etc/subuid and "
                                    "/etc/subgid")  # fmt: skip
         return
-    for field, value in (("user", build.uid), ("user", build.gid), *(("groups", g) for g in spec.groups)):
+    for field, value in (
+        ("user", build.uid),
+        ("user", build.gid),
+        *(("groups", g) for g in spec.groups),
+    ):
         if value >= SLOT_IDS:
             raise SpecError(field, f"{value} is not mapped: ids inside are below {SLOT_IDS}")
 

@@ -30,7 +30,7 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_
 
 
 def _init_memfd() -> int:
-    """nsbox-init in a sealed memfd: nothing of the host's is ever the exe of a sandbox's process."""
+    """nsbox-init in a sealed memfd: no file of the host's is the exe of a sandbox's process."""
     program = resources.files("nsbox").joinpath("nsbox-init").read_bytes()
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     try:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
-TMP = "/tmp"  # noqa: S108  (the sandbox's own)
+TMP = "/tmp"
 
 
 def fits_template(build: Build) -> bool:
@@ -88,7 +88,11 @@ def add_root(build: Build, parts: RootParts) -> None:
     else:
         data = sum(len(mount.data) for mount in spec.mounts if mount.kind == "file")
         size = MIB + data
-        options = (("mode", "755"), ("size", str(size)), ("nr_inodes", str(1024 + len(spec.mounts))))
+        options = (
+            ("mode", "755"),
+            ("size", str(size)),
+            ("nr_inodes", str(1024 + len(spec.mounts))),
+        )
         build.add(Options(Opcode.ROOT_TMPFS, "root", options, _SAFE, "root"))
     for slot, path in parts.system:
         build.add(Attach(slot, path, "root"))
@@ -127,7 +131,7 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
                          ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")):  # fmt: skip
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
     if _scratch(build):
-        for path in ("/dev/shm", "/dev/mqueue"):  # noqa: S108
+        for path in ("/dev/shm", "/dev/mqueue"):
             build.add(Text(Opcode.MKDIR, "mkdir", path, "root", n=0o755))
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
@@ -142,7 +146,7 @@ def _add_scratch(build: Build, make: bool) -> None:
     if _scratch(build):
         safe = _SAFE | int(MountAttr.NOEXEC)
         options = (("mode", "1777"), ("size", str(16 * MIB)), ("nr_inodes", "1024"))
-        build.add(NewMount("tmpfs", "/dev/shm", options, safe, "profile", False))  # noqa: S108
+        build.add(NewMount("tmpfs", "/dev/shm", options, safe, "profile", False))
         if build.own("ipc"):
             build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
     asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
@@ -151,10 +155,14 @@ def _add_scratch(build: Build, make: bool) -> None:
     data = sum(len(content) + 4096 for _, content, _ in spec.files)
     size = limits.disk if limits.disk is not None else 64 * MIB + data
     inodes = limits.inodes if limits.inodes is not None else 16384 + 2 * len(spec.files)
-    options = (("mode", "1777"), ("size", str(size)), ("nr_inodes", str(inodes)))
+    room: tuple[tuple[str, str], ...] = (
+        ("mode", "1777"),
+        ("size", str(size)),
+        ("nr_inodes", str(inodes)),
+    )
     if not build.in_userns or build.id_map != "single":
-        options += (("uid", str(build.uid)), ("gid", str(build.gid)))
-    build.add(NewMount("tmpfs", TMP, options, _SAFE, "limits.disk" if asked else "profile", make))
+        room += (("uid", str(build.uid)), ("gid", str(build.gid)))
+    build.add(NewMount("tmpfs", TMP, room, _SAFE, "limits.disk" if asked else "profile", make))
     build.enforcement["disk"] = f"tmpfs size={size}"
     owner = (build.uid, build.gid) if (build.uid, build.gid) != setup_ids(build) else None
     for name, content, mode in spec.files:
@@ -219,9 +227,10 @@ class MountParts:
         if not build.template:
             build.add(mounts_private("namespaces"))
         self.root = None if build.template else RootParts(build)
-        if self.root and "pid" not in build.new and build.in_userns and not build.template:
-            if (build.spec.proc or build.profile.proc) != "none":
-                self.root.proc = build.open_tree("/proc", _SAFE, "proc")
+        # Only a member of a pid namespace that its user namespace owns may mount procfs.
+        bind_proc = self.root and build.in_userns and not build.has_new("pid")
+        if self.root and bind_proc and (build.spec.proc or build.profile.proc) != "none":
+            self.root.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}
         for i, mount in enumerate(build.spec.mounts):
             if mount.kind == "bind":
@@ -250,7 +259,9 @@ def add_pivot(build: Build) -> None:
         build.add(Simple(opcode, root.method, "", "root"))
     if root.ro and not build.template:
         build.add(Text(Opcode.READONLY, "read-only", "/", "root", n=_READONLY))
-    build.applied["root"] = "inherited" if root.kind == "inherit" else "read-only" if root.ro else "writable"
+    build.applied["root"] = (
+        "inherited" if root.kind == "inherit" else "read-only" if root.ro else "writable"
+    )
 
 
 def check_root(build: Build) -> None:

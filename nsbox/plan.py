@@ -10,10 +10,19 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Union
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from nsbox.names import At, Clone, MountAttr, Opcode, OpFlag, PlanFlag, Propagation
-from nsbox.names import CAPABILITIES, RLIM_INFINITY
+from nsbox.names import (
+    CAPABILITIES,
+    RLIM_INFINITY,
+    At,
+    Clone,
+    MountAttr,
+    Opcode,
+    OpFlag,
+    PlanFlag,
+    Propagation,
+)
 from nsbox.units import format_size
 
 if TYPE_CHECKING:
@@ -33,7 +42,7 @@ class Slot(NamedTuple):
     """
 
     kind: str
-    key: Union[str, int]  # noqa: UP007  (NamedTuple fields are evaluated on Python 3.10 too)
+    key: str | int
 
 
 class Pool:
@@ -44,16 +53,16 @@ class Pool:
         self.data = bytearray()
         self._known: dict[bytes, int] = {}
 
-    def bytes(self, value: bytes) -> int:
+    def raw(self, value: bytes) -> int:
         offset = self.start + len(self.data)
         self.data += value
         return offset
 
-    def str(self, value: str) -> int:
+    def text(self, value: str) -> int:
         raw = value.encode("utf-8", "surrogateescape") + b"\0"
         offset = self._known.get(raw)
         if offset is None:
-            offset = self._known[raw] = self.bytes(raw)
+            offset = self._known[raw] = self.raw(raw)
         return offset
 
     def options(self, options: Sequence[tuple[str, str]]) -> int:
@@ -64,12 +73,12 @@ class Pool:
             key.encode() + b"\0" + (b"!" if value == "!" else b"=" + value.encode()) + b"\0"
             for key, value in options
         )
-        return self.bytes(raw + b"\0")
+        return self.raw(raw + b"\0")
 
     def vector(self, strings: Iterable[str]) -> int:
-        offsets = [self.str(value) for value in strings]
+        offsets = [self.text(value) for value in strings]
         self.data += bytes(-(self.start + len(self.data)) % 8)
-        return self.bytes(struct.pack(f"<{len(offsets) + 1}Q", *offsets, 0))
+        return self.raw(struct.pack(f"<{len(offsets) + 1}Q", *offsets, 0))
 
 
 class Op(NamedTuple):
@@ -89,44 +98,48 @@ Slots = dict[Slot, int]
 # ------------------------------------------------------------------ host steps
 
 
-class MakeCgroup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MakeCgroup:
     """A cgroup in each hierarchy that has a controller to be used."""
 
     controllers: tuple[str, ...]
     source: str
-    who = "host"
-    name = "cgroup"
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "cgroup"
 
     def describe(self) -> str:
         return f"mkdir, for {', '.join(self.controllers)}"
 
 
-class SetLimit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class SetLimit:
     """One limit of the cgroup, in the names of cgroup v2."""
 
     file: str
     value: str
     source: str
-    who = "host"
-    name = "limit"
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "limit"
 
     def describe(self) -> str:
         return f"{self.file}={self.value}"
 
 
-class Clone3(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Clone3:
     flags: Clone
     into_cgroup: bool
     source: str
-    who = "host"
-    name = "clone3"
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "clone3"
 
     def describe(self) -> str:
         names = [str(flag.name) for flag in Clone if flag in self.flags]
         return "|".join(names + ["INTO_CGROUP"] * self.into_cgroup) or "no namespaces"
 
 
-class IdMap(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class IdMap:
     """How ids inside map to ids outside: (inside, outside, count); *outside* None: a slot's first.
 
     *by* is who writes it: "launcher", or "newuidmap" at a barrier.
@@ -136,8 +149,8 @@ class IdMap(NamedTuple):
     gids: tuple[tuple[int, int | None, int], ...]
     by: str
     source: str
-    who = "host"
-    name = "id-map"
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "id-map"
 
     def describe(self) -> str:
         def show(kind: str, lines: tuple[tuple[int, int | None, int], ...]) -> str:
@@ -158,18 +171,19 @@ class IdMap(NamedTuple):
         )
 
 
-HostStep = Union[MakeCgroup, SetLimit, Clone3, IdMap]
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap
 
 # ------------------------------------------------------------------ child steps
 
 
-class Setns(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Setns:
     slot: Slot
     flags: Clone
     source: str
-    who = "child"
-    name = "setns"
-    opcode = Opcode.SETNS
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "setns"
+    opcode: ClassVar[Opcode] = Opcode.SETNS
 
     def describe(self) -> str:
         names = "|".join(str(f.name) for f in Clone if f in self.flags)
@@ -179,12 +193,13 @@ class Setns(NamedTuple):
         return Op(slots[self.slot], n=int(self.flags))
 
 
-class Unshare(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Unshare:
     flags: Clone
     source: str
-    who = "child"
-    name = "unshare"
-    opcode = Opcode.UNSHARE
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "unshare"
+    opcode: ClassVar[Opcode] = Opcode.UNSHARE
 
     def describe(self) -> str:
         return "|".join(str(f.name) for f in Clone if f in self.flags)
@@ -193,12 +208,13 @@ class Unshare(NamedTuple):
         return Op(n=int(self.flags))
 
 
-class EnterCgroup(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EnterCgroup:
     slot: Slot
     source: str
-    who = "child"
-    name = "cgroup"
-    opcode = Opcode.CGROUP
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "cgroup"
+    opcode: ClassVar[Opcode] = Opcode.CGROUP
 
     def describe(self) -> str:
         return f"tasks <- 0 ({self.slot.key})"
@@ -207,14 +223,15 @@ class EnterCgroup(NamedTuple):
         return Op(slots[self.slot])
 
 
-class Simple(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Simple:
     """An op without operands of the spec's."""
 
     opcode: Opcode
     name: str
     detail: str
     source: str
-    who = "child"
+    who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return self.detail
@@ -223,7 +240,8 @@ class Simple(NamedTuple):
         return Op()
 
 
-class Number(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Number:
     """An op of one or two numbers."""
 
     opcode: Opcode
@@ -233,7 +251,7 @@ class Number(NamedTuple):
     source: str
     m: int = 0
     a: int = 0
-    who = "child"
+    who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return self.detail
@@ -242,7 +260,8 @@ class Number(NamedTuple):
         return Op(self.a, n=self.n, m=self.m)
 
 
-class Text(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Text:
     """An op of one string."""
 
     opcode: Opcode
@@ -251,20 +270,21 @@ class Text(NamedTuple):
     source: str
     flags: int = 0
     n: int = 0
-    who = "child"
+    who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return self.value
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(pool.str(self.value), n=self.n, flags=self.flags)
+        return Op(pool.text(self.value), n=self.n, flags=self.flags)
 
 
 def _attrs(attrs: int) -> str:
     return ",".join(str(f.name).lower() for f in MountAttr if f & attrs) or "rw"
 
 
-class OpenTree(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class OpenTree:
     """A detached copy of a host path, which ``Attach`` then puts in its place."""
 
     src: str
@@ -273,9 +293,9 @@ class OpenTree(NamedTuple):
     source: str
     recursive: bool = True
     device: int = 0
-    who = "child"
-    name = "open"
-    opcode = Opcode.OPEN_TREE
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "open"
+    opcode: ClassVar[Opcode] = Opcode.OPEN_TREE
 
     def describe(self) -> str:
         return f"{self.src} ({_attrs(self.attrs)})"
@@ -283,33 +303,35 @@ class OpenTree(NamedTuple):
     def encode(self, pool: Pool, slots: Slots) -> Op:
         flags = OpFlag.RECURSIVE * self.recursive | OpFlag.CHRDEV * bool(self.device)
         return Op(
-            pool.str(self.src), slots[self.slot], n=self.device, m=self.attrs, flags=int(flags)
+            pool.text(self.src), slots[self.slot], n=self.device, m=self.attrs, flags=int(flags)
         )
 
 
-class Attach(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Attach:
     slot: Slot
     dst: str
     source: str
     make: bool = True
-    who = "child"
-    name = "bind"
-    opcode = Opcode.ATTACH
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "bind"
+    opcode: ClassVar[Opcode] = Opcode.ATTACH
 
     def describe(self) -> str:
         return f"{self.slot.key} -> {self.dst}"
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
         flags = int(OpFlag.MAKE_TARGET) if self.make else 0
-        return Op(slots[self.slot], pool.str(self.dst), flags=flags)
+        return Op(slots[self.slot], pool.text(self.dst), flags=flags)
 
 
-class RootTree(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RootTree:
     slot: Slot
     source: str
-    who = "child"
-    name = "root"
-    opcode = Opcode.ROOT_TREE
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "root"
+    opcode: ClassVar[Opcode] = Opcode.ROOT_TREE
 
     def describe(self) -> str:
         return str(self.slot.key)
@@ -318,33 +340,35 @@ class RootTree(NamedTuple):
         return Op(slots[self.slot])
 
 
-class NewMount(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class NewMount:
     fstype: str
     dst: str
     options: tuple[tuple[str, str], ...]
     attrs: int
     source: str
     make: bool = True
-    who = "child"
-    name = "mount"
-    opcode = Opcode.MOUNT
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "mount"
+    opcode: ClassVar[Opcode] = Opcode.MOUNT
 
     def describe(self) -> str:
-        options = ",".join(k if v == "!" else f"{k}={v}" for k, v in self.options)
-        return f"{self.fstype} on {self.dst} ({', '.join(filter(None, (options, _attrs(self.attrs))))})"
+        options = [k if v == "!" else f"{k}={v}" for k, v in self.options]
+        return f"{self.fstype} on {self.dst} ({','.join([*options, _attrs(self.attrs)])})"
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
         flags = int(OpFlag.MAKE_TARGET) if self.make else 0
         return Op(
-            pool.str(self.fstype),
-            pool.str(self.dst),
+            pool.text(self.fstype),
+            pool.text(self.dst),
             pool.options(self.options),
             n=self.attrs,
             flags=flags,
         )
 
 
-class Options(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Options:
     """A new file system that is the root, or that is attached nowhere (procfs)."""
 
     opcode: Opcode
@@ -352,7 +376,7 @@ class Options(NamedTuple):
     options: tuple[tuple[str, str], ...]
     attrs: int
     source: str
-    who = "child"
+    who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return ",".join(k if v == "!" else f"{k}={v}" for k, v in self.options)
@@ -361,26 +385,28 @@ class Options(NamedTuple):
         return Op(pool.options(self.options), n=self.attrs)
 
 
-class File(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class File:
     dst: str
     data: bytes
     mode: int
     owner: tuple[int, int] | None
     source: str
-    who = "child"
-    name = "file"
-    opcode = Opcode.FILE
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "file"
+    opcode: ClassVar[Opcode] = Opcode.FILE
 
     def describe(self) -> str:
         return f"{self.dst} ({format_size(len(self.data))}, mode {self.mode:o})"
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
         uid, gid = self.owner or (0xFFFFFFFF, 0xFFFFFFFF)
-        offset = pool.bytes(self.data) if self.data else 0
-        return Op(pool.str(self.dst), offset, uid, n=len(self.data), m=gid << 32 | self.mode)
+        offset = pool.raw(self.data) if self.data else 0
+        return Op(pool.text(self.dst), offset, uid, n=len(self.data), m=gid << 32 | self.mode)
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Pair:
     """An op of two strings: a symlink (target, path), or a sysctl (path, value)."""
 
     opcode: Opcode
@@ -388,7 +414,7 @@ class Pair(NamedTuple):
     first: str
     second: str
     source: str
-    who = "child"
+    who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         if self.opcode is Opcode.SYMLINK:
@@ -396,15 +422,16 @@ class Pair(NamedTuple):
         return f"{self.first}={self.second}"
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(pool.str(self.first), pool.str(self.second))
+        return Op(pool.text(self.first), pool.text(self.second))
 
 
-class Groups(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Groups:
     gids: tuple[int, ...]
     source: str
-    who = "child"
-    name = "groups"
-    opcode = Opcode.SETGROUPS
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "groups"
+    opcode: ClassVar[Opcode] = Opcode.SETGROUPS
 
     def describe(self) -> str:
         return ", ".join(map(str, self.gids)) or "none"
@@ -414,16 +441,17 @@ class Groups(NamedTuple):
             return Op()
         pool.data += bytes(-len(pool.data) % 4)
         raw = struct.pack(f"<{len(self.gids)}I", *self.gids)
-        return Op(pool.bytes(raw), n=len(raw))
+        return Op(pool.raw(raw), n=len(raw))
 
 
-class Fd(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Fd:
     slot: Slot
     number: int
     source: str
-    who = "child"
-    name = "fd"
-    opcode = Opcode.FD
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "fd"
+    opcode: ClassVar[Opcode] = Opcode.FD
 
     def describe(self) -> str:
         return f"{self.number} <- {self.slot.kind} {self.slot.key}"
@@ -432,11 +460,11 @@ class Fd(NamedTuple):
         return Op(slots[self.slot], n=self.number)
 
 
-ChildStep = Union[
-    Setns, Unshare, EnterCgroup, Simple, Number, Text, OpenTree, Attach, RootTree, NewMount,
-    Options, File, Pair, Groups, Fd,
-]  # fmt: skip
-Step = Union[HostStep, ChildStep]
+ChildStep = (
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
+    | NewMount | Options | File | Pair | Groups | Fd
+)  # fmt: skip
+Step = HostStep | ChildStep
 
 
 def mounts_private(source: str) -> Number:
@@ -528,7 +556,7 @@ class Plan:
         child = [step for step in self.steps if step.who == "child"]
         start = _HEADER.size + _OP.size * len(child)
         pool, slots = Pool(start), self._slots()
-        pool.bytes(bytes(8))  # no string at the offset that could be mistaken for "none"
+        pool.raw(bytes(8))  # no string at the offset that could be mistaken for "none"
         ops = bytearray()
         for step in child:
             op = step.encode(pool, slots)  # type: ignore[union-attr]
@@ -536,10 +564,10 @@ class Plan:
         id_map, flags = self.id_map, self.flags
         uid_map = gid_map = 0
         if id_map is not None and id_map.by == "launcher":
-            uid_map = pool.str(id_map.text(id_map.uids, id_slot))
-            gid_map = pool.str(id_map.text(id_map.gids, id_slot))
+            uid_map = pool.text(id_map.text(id_map.uids, id_slot))
+            gid_map = pool.text(id_map.text(id_map.gids, id_slot))
         argv, envp = pool.vector(self.args), pool.vector(self.env)
-        pool.bytes(b"\0")
+        pool.raw(b"\0")
         header = _HEADER.pack(
             MAGIC,
             start + len(pool.data),
@@ -567,6 +595,6 @@ class Plan:
         widths = [max(len(row[col]) for row in rows) for col in range(4)]
         widths[3] = min(widths[3], 60)
         return "\n".join(
-            f"{row[0]:>3}  {row[1]:<5}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}".rstrip()
-            for row in rows
+            f"{n:>3}  {who:<5}  {name:<{widths[2]}}  {detail:<{widths[3]}}  {source}".rstrip()
+            for n, who, name, detail, source in rows
         )

@@ -12,7 +12,6 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +26,7 @@ from nsbox.result import Reason
 from nsbox.spec import Spec, make_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 POLICIES = ("Always", "OnFailure", "Never")
@@ -358,9 +357,7 @@ class Pod:
 
     # -------------------------------------------------------- supervision
 
-    def _note(
-        self, reason: str, container: PodContainer | None = None, message: str = ""
-    ) -> None:
+    def _note(self, reason: str, container: PodContainer | None = None, message: str = "") -> None:
         name = container.name if container is not None else ""
         self.events.append(Event(self.clock.now(), reason, name, message))
         self._condition.notify_all()

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from nsbox import cgroup
+from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
@@ -156,8 +157,7 @@ def interpreter_trees(program: str, system: tuple[tuple[str, str, str], ...]) ->
     """
     roots = [path for path, _, _ in system]
     if "/" not in program:
-        inside = any(os.access(f"{path}/{program}", os.X_OK)
-                     for path in ("/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"))  # fmt: skip
+        inside = any(os.access(f"{path}/{program}", os.X_OK) for path in PATH.split(":"))
         program = "" if inside else shutil.which(program) or ""
     trees: list[str] = []
     for _ in range(16):

@@ -41,7 +41,7 @@ def _directory(euid: int, runtime: str) -> str:
     elif runtime and os.access(runtime, os.W_OK | os.X_OK):
         path = f"{runtime}/nsbox"
     else:
-        path = f"/tmp/nsbox-{euid}"  # noqa: S108  (its owner and mode are checked)
+        path = f"/tmp/nsbox-{euid}"
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:

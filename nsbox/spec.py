@@ -7,16 +7,18 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Union
+from typing import Any
 
 from nsbox import units
 from nsbox.errors import SpecError
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 
-Path = Union[str, "os.PathLike[str]"]
+Path = str | os.PathLike[str]
 
 MIB = 1 << 20
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*")
+_HOSTNAME = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
+)
 _ID = re.compile(r"(0|[1-9][0-9]{0,9})(?::(0|[1-9][0-9]{0,9}))?", re.ASCII)
 _MAX_ID = 0xFFFFFFFE
 
@@ -106,6 +108,11 @@ class Limits:
         for name in ("wall", "cpu_time"):
             if (duration := getattr(self, name)) is not None:
                 put(self, name, units.seconds(duration, name))
+
+    @property
+    def output_bytes(self) -> int | None:
+        """``output`` as it was checked: bytes, or None for no limit."""
+        return self.output if isinstance(self.output, int) else None
 
 
 @dataclass(frozen=True)
@@ -333,7 +340,9 @@ def _hostname(value: str | None) -> str | None:
         return None
     name = text(value, "hostname")
     if len(name) > 64 or not _HOSTNAME.fullmatch(name):
-        raise SpecError("hostname", f"{name!r} is not a host name of at most 64 letters, digits, - and .")
+        raise SpecError(
+            "hostname", f"{name!r} is not a host name of at most 64 letters, digits, - and ."
+        )
     return name
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Union
 
 from nsbox.errors import SpecError
 
-Size = Union[int, str]
-Cores = Union[int, float, str]
+Size = int | str
+Cores = int | float | str
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|i|B|)", re.ASCII)
 _POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -30,8 +29,10 @@ def size_bytes(value: Size, field: str, *, least: int = 0) -> int:
         if not match:
             raise SpecError(field, f'{value!r} is not a size; use bytes or "256MiB"')
         number, unit, _ = match.groups()
-        result = int(float(number) * 1024 ** _POWER[unit]) if "." in number else (
-            int(number) * 1024 ** _POWER[unit]
+        result = (
+            int(float(number) * 1024 ** _POWER[unit])
+            if "." in number
+            else (int(number) * 1024 ** _POWER[unit])
         )
     else:
         result = value

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-
 class Timer:
     """A call that is due; ``cancel()`` is safe at any time."""
 

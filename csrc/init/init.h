@@ -21,11 +21,11 @@ void nsb_plan_unmap(void *plan, size_t size);
 /* spawn.c */
 struct nsb_spawn {
 	struct nsb_ctx *cx;
-	bool share;	/* lend the launcher's memory to the child until its execve */
-	int go;		/* forked child: the read end of the launcher's pipe, else -1 */
-	int pid;	/* out: the child */
-	int pidfd;	/* out */
-	int err;	/* out: of clone3 */
+	bool share; /* lend the launcher's memory to the child until its execve */
+	int go;	    /* forked child: the read end of the launcher's pipe, else -1 */
+	int pid;    /* out: the child */
+	int pidfd;  /* out */
+	int err;    /* out: of clone3 */
 };
 
 void nsb_spawn(struct nsb_spawn *spawn);
@@ -41,10 +41,10 @@ static inline void nsb_record_wait(struct nsb_record *record, const siginfo_t *i
 	record->pid = info->si_pid;
 	record->code = info->si_code;
 	record->status = info->si_status;
-	record->utime_us = (uint64_t)usage->ru_utime.tv_sec * 1000000 +
-			   (uint64_t)usage->ru_utime.tv_usec;
-	record->stime_us = (uint64_t)usage->ru_stime.tv_sec * 1000000 +
-			   (uint64_t)usage->ru_stime.tv_usec;
+	record->utime_us =
+		(uint64_t)usage->ru_utime.tv_sec * 1000000 + (uint64_t)usage->ru_utime.tv_usec;
+	record->stime_us =
+		(uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec;
 	record->maxrss_kib = (uint64_t)usage->ru_maxrss;
 }
 

@@ -19,9 +19,9 @@
 enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
 
 struct child {
-	int pidfd;   /* 0: this entry is free, next is the following free one */
+	int pidfd; /* 0: this entry is free, next is the following free one */
 	int channel;
-	int go;      /* write end; EPOLLERR says that the child has executed the payload */
+	int go; /* write end; EPOLLERR says that the child has executed the payload */
 	uint32_t next;
 };
 
@@ -96,8 +96,8 @@ static void reap(uint32_t i)
 	siginfo_t info = { .si_pid = 0 };
 	struct rusage usage;
 
-	if (child->pidfd <= 0 || nsb_sys5(__NR_waitid, P_PIDFD, child->pidfd, &info,
-					  WEXITED | WNOHANG, &usage) < 0 ||
+	if (child->pidfd <= 0 ||
+	    nsb_sys5(__NR_waitid, P_PIDFD, child->pidfd, &info, WEXITED | WNOHANG, &usage) < 0 ||
 	    info.si_pid == 0)
 		return;
 	nsb_record_wait(&record, &info, &usage);
@@ -273,8 +273,8 @@ static int launch(void *plan)
 	context.parent = NSB_FD_SELF;
 	for (unsigned int k = 2; k < request.nfds; k++)
 		context.slots[k - 2] = request.fds[k];
-	spawn.share = !context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) &&
-		      !more_waiting();
+	spawn.share =
+		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
 	err = make_go(&spawn, &children[i]);
 	if (err == 0) {
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user

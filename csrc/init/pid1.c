@@ -9,7 +9,6 @@
  */
 #include "init.h"
 
-
 static char child_stack[65536] __attribute__((aligned(16)));
 static struct nsb_ctx context;
 static uint32_t next_op;

@@ -10,7 +10,6 @@
  */
 #include "init.h"
 
-
 #define STACK_SIZE 65536
 
 static char child_stack[STACK_SIZE] __attribute__((aligned(16)));
