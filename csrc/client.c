@@ -244,9 +244,43 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 			pid = record->pid;
 		else if (record->kind == NSB_EXECING)
 			executing = 1;
-		else if (record->kind != NSB_STARTED || executing)
+		else if (record->kind != NSB_STARTED || executing || record->pid)
 			break;
 	}
-	record->pid = pid;
+	if (!record->pid)
+		record->pid = pid;
 	return 1;
+}
+
+/*
+ * What a path, and "the caller's namespace", mean to the calling thread: ids, root directory
+ * and namespaces. A thread that moved itself gets another launcher.
+ */
+int nsb_view(uint64_t *view, unsigned int count)
+{
+	static const char *const paths[] = {
+		"/",
+		"/proc/thread-self/ns/mnt",
+		"/proc/thread-self/ns/net",
+		"/proc/thread-self/ns/user",
+		"/proc/thread-self/ns/ipc",
+		"/proc/thread-self/ns/uts",
+	};
+	const unsigned int total = sizeof(paths) / sizeof(paths[0]);
+	struct statx st;
+
+	if (count != total + 3)
+		return -EINVAL;
+	for (unsigned int i = 0; i < total; i++) {
+		int err = (int)nsb_sys5(__NR_statx, AT_FDCWD, paths[i], 0, STATX_INO, &st);
+
+		if (err < 0)
+			return err;
+		view[i] = st.stx_ino;
+		if (i == 0)
+			view[total] = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor;
+	}
+	view[total + 1] = (uint64_t)nsb_sys0(__NR_geteuid) << 32 | (uint64_t)nsb_sys0(__NR_getegid);
+	view[total + 2] = (uint64_t)nsb_sys0(__NR_getpid);
+	return 0;
 }

@@ -102,8 +102,9 @@ struct nsb_op {
 
 enum nsb_plan_flag {
 	NSB_PLAN_DENY_SETGROUPS = 1,
-	NSB_PLAN_INIT = 2, /* PID 1 is nsbox-init: it announces STARTED and EXITED */
-	NSB_PLAN_FORK = 4, /* never share the launcher's memory (set-up may block) */
+	NSB_PLAN_INIT = 2,	/* PID 1 is nsbox-init: it announces STARTED and EXITED */
+	NSB_PLAN_FORK = 4,	/* never share the launcher's memory (set-up may block) */
+	NSB_PLAN_SPARE_NET = 8, /* NEWNET may be one that the launcher has ready */
 };
 
 /* A plan: this header, nops ops, then a pool. Offsets count from the plan's first byte. */
@@ -173,6 +174,7 @@ int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsig
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd);
+int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */
 
 /* Turns the offsets in argv and envp into pointers, once, in a private copy of a checked plan. */

@@ -151,7 +151,9 @@ int step_execing(struct nsb_ctx *cx, const struct nsb_op *op)
 	struct nsb_record record = { .kind = NSB_EXECING, .op = cx->at };
 
 	(void)op;
-	nsb_send(cx->channel, &record, -1);
+	cx->executing = true;
+	if (!cx->shared) /* else the launcher reads the line above, and tells with STARTED */
+		nsb_send(cx->channel, &record, -1);
 	return 0;
 }
 

@@ -92,6 +92,17 @@ def receive(channel: int, timeout_ms: int = -1) -> tuple[Record, int] | None:
     return _record(raw), fd[0]
 
 
+def view() -> bytes:
+    """What tells two views of the system apart: ids, root directory, namespaces, process.
+
+    Raises:
+        OSError: /proc is not mounted, or is another pid namespace's.
+    """
+    numbers = _ffi.new("uint64_t[9]")
+    _check(_lib.nsb_view(numbers, 9))
+    return bytes(_ffi.buffer(numbers))
+
+
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 

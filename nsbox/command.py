@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import probe, templates, units, watch
+from nsbox import launcher, probe, templates, units, watch
 from nsbox.compile import compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, TimeoutExpired
 from nsbox.plan import Plan, Slot
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nsbox.host import Host
 
 _CACHEABLE_BYTES = 1 << 20
+_MOST_SPECS = 64
 _SIGKILL = 9
 
 _cached_compile = functools.lru_cache(maxsize=64)(compile_spec)
@@ -49,12 +50,38 @@ def read_files(files: Any) -> Any:
     return result
 
 
+_specs: dict[object, Spec] = {}
+
+
 def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
     """The spec of ``run()``'s keywords, its files read and its interpreter found."""
-    keywords = dict(keywords)
-    if keywords.get("files") is not None:
-        keywords["files"] = read_files(keywords["files"])
-    return _with_interpreter(make_spec(args, **keywords))
+    key = _spec_key(args, keywords)
+    spec = _specs.get(key) if key is not None else None
+    if spec is None:
+        if keywords.get("files") is not None:
+            keywords = {**keywords, "files": read_files(keywords["files"])}
+        spec = make_spec(args, **keywords)
+        if key is not None:
+            if len(_specs) >= _MOST_SPECS:
+                _specs.clear()
+            _specs[key] = spec
+    return _with_interpreter(spec)
+
+
+def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
+    """The same for the same arguments, which then need not be checked again; None where what
+    they mean may change (a relative root), or where they cannot be compared (a mapping)."""
+    if isinstance(keywords.get("root"), (str, os.PathLike)):
+        return None
+    try:
+        key = (type(args), *args, *(
+            (name, type(value), tuple(value) if type(value) is list else value)
+            for name, value in keywords.items()
+        ))  # fmt: skip
+        hash(key)
+    except TypeError:
+        return None
+    return key
 
 
 def _with_interpreter(spec: Spec) -> Spec:
@@ -102,6 +129,7 @@ def launch(
 ) -> Process:
     """Spawn *spec* with these descriptors; its template is made when it has none yet."""
     host = probe.host()
+    parent = launcher.current()
     plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
     descriptors.update({Slot("pass", fd): fd for fd in spec.pass_fds})
@@ -109,10 +137,10 @@ def launch(
     try:
         for slot in plan.passed:
             if slot.kind == "mntns":
-                template = descriptors[slot] = templates.acquire(spec, host)
+                template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
-        return spawn(plan, descriptors, inject=inject)
+        return spawn(plan, descriptors, parent=parent, inject=inject)
     except FileNotFoundError as e:
         if isinstance(e, SetupError):
             raise

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from nsbox import creds, mounts
 from nsbox.build import SLOT_IDS, Build
@@ -128,6 +129,8 @@ def _add_clone(build: Build) -> None:
         flags |= Clone(0) if later else NAMESPACES[kind]
     into = in_cgroup and build.host.cgroup_version == 2
     build.add(Clone3(flags, into, "namespaces"))
+    if "net" in build.new and not build.in_userns and build.host.spare_net:
+        build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:
         _add_id_map(build)
 
@@ -268,7 +271,7 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
     build = Build(spec, host, join, id_map=join_map)
     build.new = _new_namespaces(spec, host, join)
     if spec.root == Rootfs() and "mnt" not in build.new:
-        build.spec = Spec(**{**vars(spec), "root": Rootfs.inherit()})
+        build.spec = replace(spec, root=Rootfs.inherit())
     mounts.check_root(build)
     creds.decide_ids(build)
     _refuse_what_is_missing(build)

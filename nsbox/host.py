@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, fields
 
 #: Controllers that limits are enforced with, in the names of cgroup v2.
 CONTROLLERS = ("memory", "pids", "cpu")
@@ -25,7 +26,7 @@ class Host:
         last_cap: the kernel's last capability.
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
-        template: the launcher can hold mount namespaces as templates.
+        spare_net: the launcher may make network namespaces ahead.
     """
 
     euid: int = 0
@@ -40,3 +41,12 @@ class Host:
     last_cap: int = 40
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
+    spare_net: bool = True
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
+
+    def __hash__(self) -> int:
+        """Of every field, worked out once: it is in the keys of caches on the spawn path."""
+        return self._hash

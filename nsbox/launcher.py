@@ -11,7 +11,6 @@ import atexit
 import errno
 import fcntl
 import os
-import select
 import socket
 import threading
 from importlib import resources
@@ -22,8 +21,6 @@ from nsbox.errors import StateError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-View = tuple[object, ...]
 
 _MFD_EXEC = 0x10  # Linux 6.3; older kernels answer EINVAL
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -45,18 +42,11 @@ def _init_memfd() -> int:
     return fd
 
 
-def current_view() -> View:
-    """What makes two launchers different; a few stat(2) calls."""
-    root = os.stat("/")
-    spaces = tuple(os.stat(f"/proc/thread-self/ns/{kind}").st_ino
-                   for kind in ("mnt", "net", "ipc", "uts", "cgroup", "user"))  # fmt: skip
-    return (os.getpid(), os.geteuid(), os.getegid(), root.st_dev, root.st_ino, *spaces)
-
-
 class Launcher:
-    """A running launcher: its control socket, its registry entry, and its pidfd."""
+    """A running launcher: its control socket and its registry entry."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: bytes) -> None:
+        self.view = view
         self.entry = registry.Entry()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # Before the first request is sent: credentials are attached at that time.
@@ -91,16 +81,6 @@ class Launcher:
         """Ask for a spawn; returns its channel. BrokenPipeError: the launcher has died."""
         return _core.submit(self._control.fileno(), plan, fds)
 
-    def alive(self) -> bool:
-        """Whether it still holds its end of the control socket."""
-        poll = select.poll()
-        poll.register(self._control.fileno(), 0)
-        return not poll.poll(0)
-
-    def fileno(self) -> int:
-        """Polls as hung up (POLLHUP) when the launcher has died."""
-        return self._control.fileno()
-
     def close(self) -> None:
         """Let it go: it ends what still runs, undoes what is left, and exits."""
         self._control.close()
@@ -112,7 +92,7 @@ class Launcher:
         self.entry.remove()
 
 
-_launchers: dict[View, Launcher] = {}
+_launchers: dict[bytes, Launcher] = {}
 _lock = threading.Lock()
 
 
@@ -122,24 +102,29 @@ def current() -> Launcher:
     Raises:
         Unavailable: it cannot be started here.
     """
-    view = current_view()
+    try:
+        view = _core.view()
+    except OSError as e:
+        raise Unavailable("launcher", f"/proc is not this process's own: {e}") from e
     launcher = _launchers.get(view)
-    if launcher is not None and launcher.alive():
+    if launcher is not None:
         return launcher
     with _lock:
-        launcher = _launchers.get(view)
-        if launcher is not None and launcher.alive():
-            return launcher
-        if launcher is not None:
-            del _launchers[view]
+        if view not in _launchers:
+            try:
+                registry.gc()
+                _launchers[view] = Launcher(view)
+            except OSError as e:
+                raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0) from e
+        return _launchers[view]
+
+
+def forget(launcher: Launcher) -> None:
+    """It was killed: the next ``current()`` starts another."""
+    with _lock:
+        if _launchers.get(launcher.view) is launcher:
+            del _launchers[launcher.view]
             launcher.bury()
-        try:
-            registry.gc()
-            launcher = Launcher()
-        except OSError as e:
-            raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0) from e
-        _launchers[view] = launcher
-        return launcher
 
 
 def check_owner(pid: int) -> None:

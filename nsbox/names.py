@@ -72,6 +72,7 @@ class PlanFlag(enum.IntFlag):
     DENY_SETGROUPS = 1
     INIT = 2
     FORK = 4
+    SPARE_NET = 8
 
 
 class At(enum.IntEnum):

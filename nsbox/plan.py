@@ -552,7 +552,17 @@ class Plan:
         fail_at: int | None = None,
         fail_errno: int = errno.EIO,
     ) -> bytes:
-        """The bytes that csrc/plan.c checks and csrc/steps.c interprets."""
+        """The bytes that csrc/plan.c checks and csrc/steps.c interprets; the last are kept."""
+        key = (id_slot, cgroup_slot, fail_at, fail_errno)
+        last: tuple[object, bytes] = self.__dict__.get("_encoded", (None, b""))
+        if last[0] != key:
+            last = (key, self._encode(*key))
+            self.__dict__["_encoded"] = last
+        return last[1]
+
+    def _encode(
+        self, id_slot: int, cgroup_slot: int, fail_at: int | None, fail_errno: int
+    ) -> bytes:
         child = [step for step in self.steps if step.who == "child"]
         start = _HEADER.size + _OP.size * len(child)
         pool, slots = Pool(start), self._slots()

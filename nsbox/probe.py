@@ -145,6 +145,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         last_cap=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         controllers=where.controllers,
         cgroup_version=where.version,
+        spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
     )
 
 

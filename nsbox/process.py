@@ -220,12 +220,14 @@ def spawn(
     plan: Plan,
     descriptors: Mapping[Slot, int],
     *,
+    parent: launcher.Launcher | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
     """Run a plan up to the payload's execve.
 
     Args:
         descriptors: for every slot in ``plan.passed`` but the cgroup's; they stay the caller's.
+        parent: the launcher; the current one when it is not given.
         inject: a step to fail, for tests.
 
     Raises:
@@ -233,7 +235,23 @@ def spawn(
         CommandNotFound: the program is not there.
         Unavailable: no launcher, or no slot of ids.
     """
-    parent = launcher.current()
+    for _ in range(2):  # it may have been killed while nobody looked
+        parent = parent or launcher.current()
+        try:
+            return _spawn(plan, descriptors, parent, inject)
+        except _LauncherGone:
+            launcher.forget(parent)
+            parent = None
+    raise setup_error(plan, plan.timeline_index(At.REQUEST), errno.EPIPE, "launcher")
+
+
+class _LauncherGone(Exception):
+    """Nobody read the request."""
+
+
+def _spawn(
+    plan: Plan, descriptors: Mapping[Slot, int], parent: launcher.Launcher, inject: Injection
+) -> Process:
     with ExitStack() as undo:
         cgroup = _host_steps(plan, parent, undo, inject)
         id_slot = 0
@@ -295,6 +313,8 @@ def _submit(
         )
         try:
             return parent.submit(encoded, fds)
+        except (BrokenPipeError, ConnectionResetError) as e:
+            raise _LauncherGone from e
         except OSError as e:
             raise setup_error(plan, plan.timeline_index(At.REQUEST), e.errno or 0, "sendmsg") from e
     finally:

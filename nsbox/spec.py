@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nsbox import units
@@ -237,6 +238,14 @@ class Spec:
     rlimits: tuple[tuple[str, int, int], ...] = ()
     pass_fds: tuple[int, ...] = ()
     best_effort: bool = False
+
+    def __hash__(self) -> int:
+        """Of every field, worked out once: specs are the keys of caches on the spawn path."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
 
 def _args(args: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ class Sink:
         self._total = 0
 
     def read(self) -> bool:
-        """Take what is there; False at the end of the stream. *fd* does not block."""
+        """Take what is there, once poll(2) says that something is; False at the end."""
         try:
             data = os.read(self.fd, _CHUNK)
         except BlockingIOError:
@@ -55,9 +56,10 @@ class Sink:
 
     def drain(self) -> None:
         """What is in the pipe now; more may never come, and its end may never."""
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
         for _ in range(64):  # a pipe holds 1 MiB at most; a writer may be quicker than us
-            before = self._total
-            if not self.read() or self._total == before:
+            if not poll.poll(0) or not self.read():
                 return
 
     def _take(self, data: bytes) -> None:
@@ -127,7 +129,8 @@ class Stdio:
         mine, other = (write, read) if number == 0 else (read, write)
         self.theirs[number], self.ours[number] = other, mine
         self._close.append(other)
-        os.set_blocking(mine, False)
+        if number == 0:
+            os.set_blocking(mine, False)
 
     def _connect(self, number: int, value: Any, name: str, *, pipe_if_none: bool) -> None:
         if value is None and pipe_if_none:

@@ -13,13 +13,13 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from nsbox import launcher
 from nsbox.compile import compile_template
 from nsbox.plan import Slot
 from nsbox.process import dev_null, spawn
 
 if TYPE_CHECKING:
     from nsbox.host import Host
+    from nsbox.launcher import Launcher
     from nsbox.spec import Spec
 
 _MOST = 16  # templates pin their root's file system, so only a few are kept
@@ -28,24 +28,24 @@ _held: OrderedDict[tuple[object, ...], int] = OrderedDict()
 _lock = threading.Lock()
 
 
-def _key(spec: Spec) -> tuple[object, ...]:
+def _key(spec: Spec, parent: Launcher) -> tuple[object, ...]:
     """What a template depends on. A directory made anew under the same name is another one."""
     identity: tuple[int, ...] = ()
     if spec.root.kind == "dir":
         status = os.stat(spec.root.path)
         identity = (status.st_dev, status.st_ino)
     user = (spec.uid, spec.gid, spec.hostname) if spec.root.kind == "host" else ()
-    return (launcher.current_view(), spec.root, identity, spec.profile, user)
+    return (parent.view, spec.root, identity, spec.profile, user)
 
 
-def acquire(spec: Spec, host: Host) -> int:
+def acquire(spec: Spec, host: Host, parent: Launcher) -> int:
     """A descriptor of the template's mount namespace, to be closed by the caller.
 
     Raises:
         SetupError: the root cannot be built.
         OSError: the root directory is not there.
     """
-    key = _key(spec)
+    key = _key(spec, parent)
     with _lock:
         fd = _held.get(key)
         if fd is None:

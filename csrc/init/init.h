@@ -14,7 +14,7 @@ int nsb_launcher_main(void);
 int nsb_init_main(int channel, int plan_fd, int next);
 int nsb_pause_main(void);
 
-/* plan.c of this directory: maps a sealed plan, checks and relocates it; NULL: refused. */
+/* load.c: a sealed plan, checked and relocated, in memory of our own; NULL: refused. */
 void *nsb_plan_map(int fd, size_t *size);
 void nsb_plan_unmap(void *plan, size_t size);
 
@@ -23,6 +23,7 @@ struct nsb_spawn {
 	struct nsb_ctx *cx;
 	bool share; /* lend the launcher's memory to the child until its execve */
 	int go;	    /* forked child: the read end of the launcher's pipe, else -1 */
+	int net;    /* a network namespace to join instead of making one, else -1 */
 	int pid;    /* out: the child */
 	int pidfd;  /* out */
 	int err;    /* out: of clone3 */
@@ -30,6 +31,11 @@ struct nsb_spawn {
 
 void nsb_spawn(struct nsb_spawn *spawn);
 int nsb_write_id_maps(const struct nsb_plan *plan, int pid, const char **call);
+
+/* spare.c: one network namespace made ahead, while nothing else is to do. */
+int nsb_spare_take(void);
+bool nsb_spare_wanted(void);
+void nsb_spare_make(void);
 
 /* sweep.c: what is undone when the owner has gone. */
 void nsb_sweep_add(const char *text, size_t size);

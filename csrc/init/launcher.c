@@ -14,6 +14,7 @@
 
 #define MAX_CHILDREN 65536
 #define FOREVER (-1)
+#define IDLE_MS 3
 #define GRACE_ROUNDS 200 /* of 10 ms: how long an ended owner's sandboxes may take to go */
 
 enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
@@ -223,6 +224,8 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 		disown(spawn->pid, i);
 		return;
 	}
+	if (spawn->share && spawn->cx->executing && !(plan->flags & NSB_PLAN_INIT))
+		record.kind = NSB_STARTED;
 	nsb_send(child->channel, &record, child->pidfd);
 	if (plan->uid_map)
 		err = nsb_write_id_maps(plan, spawn->pid, &call);
@@ -232,14 +235,10 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 		sys_write(child->go, "", 1);
 	watch(child->pidfd, EPOLLIN, FROM_CHILD, i);
 	watch(child->channel, 0, FROM_CHANNEL, i);
-	if (plan->flags & NSB_PLAN_INIT || err < 0) {
+	if (plan->flags & NSB_PLAN_INIT || err < 0)
 		drop(&child->go);
-	} else if (spawn->share) {
-		record = (struct nsb_record){ .kind = NSB_STARTED };
-		nsb_send(child->channel, &record, -1);
-	} else {
+	else if (!spawn->share)
 		watch(child->go, 0, FROM_GO, i);
-	}
 }
 
 static int make_go(struct nsb_spawn *spawn, struct child *child)
@@ -260,7 +259,7 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 /* A plan that was mapped: clones its child. Returns what went wrong before a child existed. */
 static int launch(void *plan)
 {
-	struct nsb_spawn spawn = { .cx = &context, .go = -1 };
+	struct nsb_spawn spawn = { .cx = &context, .go = -1, .net = -1 };
 	uint32_t i = child_take();
 	int err;
 
@@ -275,6 +274,9 @@ static int launch(void *plan)
 		context.slots[k - 2] = request.fds[k];
 	spawn.share =
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
+	context.shared = spawn.share;
+	if (context.plan->flags & NSB_PLAN_SPARE_NET)
+		spawn.net = nsb_spare_take();
 	err = make_go(&spawn, &children[i]);
 	if (err == 0) {
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user
@@ -287,6 +289,7 @@ static int launch(void *plan)
 		err = spawn.err;
 	}
 	drop(&spawn.go);
+	drop(&spawn.net);
 	if (spawn.pid > 0) {
 		adopt(&spawn, i, request.fds[0]);
 		request.fds[0] = -1;
@@ -360,6 +363,8 @@ static bool step(int timeout_ms)
 	struct epoll_event event;
 	long got = nsb_sys6(__NR_epoll_pwait, NSB_FD_EPOLL, &event, 1, timeout_ms, 0, 0);
 
+	if (got == 0)
+		nsb_spare_make();
 	return got <= 0 || dispatch(&event);
 }
 
@@ -435,7 +440,7 @@ int nsb_launcher_main(void)
 	if (watch(NSB_FD_CONTROL, EPOLLIN, FROM_CONTROL, 0) < 0 ||
 	    watch(NSB_FD_OWNER, EPOLLIN, FROM_OWNER, 0) < 0)
 		return 125;
-	while (step(FOREVER))
+	while (step(nsb_spare_wanted() ? IDLE_MS : FOREVER))
 		;
 	end_everything();
 	return 0;

@@ -22,6 +22,10 @@ static int child_main(void *arg)
 	char byte;
 
 	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
+	if (spawn->net >= 0 && nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET) < 0) {
+		nsb_send_failed(cx->channel, NSB_AT_CLONE, EINVAL, "setns");
+		return 125;
+	}
 	/* End of file instead of the byte: the launcher died, or could not write the maps. */
 	if (cx->plan->uid_map && sys_read(spawn->go, &byte, 1) != 1)
 		return 125;
@@ -43,6 +47,8 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 	};
 	long pid;
 
+	if (spawn->net >= 0)
+		args.flags &= ~(uint64_t)CLONE_NEWNET;
 	if (plan->cgroup_slot >= 0) {
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint32_t)spawn->cx->slots[plan->cgroup_slot];
