@@ -144,6 +144,7 @@ class Cgroup:
         self.version = version
         self._directories = directories
         self._closed = False
+        self.oom_fd = -1
 
     @classmethod
     def create(cls, name: str, controllers: tuple[str, ...], parents: Parents) -> Cgroup:
@@ -185,8 +186,19 @@ class Cgroup:
             memory = int(_read(f"{directory}/memory.limit_in_bytes"))
             if os.path.exists(path):
                 _write(path, str(memory + int(value)))
-        elif file != "memory.oom.group":  # emulated: see Process.collect
+        elif file == "memory.oom.group":
+            self._notify_oom(directory)
+        else:
             _write(f"{directory}/{_V1_FILES[file]}", value)
+
+    def _notify_oom(self, directory: str) -> None:
+        """v1 kills one process and goes on; who watches ``oom_fd`` ends the others."""
+        self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _write(f"{directory}/cgroup.event_control", f"{self.oom_fd} {control}")
+        finally:
+            os.close(control)
 
     def _set_v2(self, path: str, value: str) -> None:
         if path.endswith("memory.swap.max") and not os.path.exists(path):
@@ -256,6 +268,9 @@ class Cgroup:
         if self._closed:
             return
         self._closed = True
+        if self.oom_fd >= 0:
+            os.close(self.oom_fd)
+            self.oom_fd = -1
         deadline = time.monotonic() + _REMOVE_DEADLINE_S
         for directory in self.directories:
             remove_tree(directory, deadline)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
+_OOM_POLL_S = 0.005
 _SIGKILL = 9
 
 _cached_compile = functools.lru_cache(maxsize=64)(compile_spec)
@@ -151,6 +152,24 @@ def launch(
         stdio.close_theirs()
 
 
+def watch_oom(process: Process) -> None:
+    """Where nobody waits, the library's thread keeps ``oom_group``."""
+    if process.oom_fd >= 0:
+        watch.get().add(process.oom_fd, lambda: _oom_news(process))
+
+
+def _oom_news(process: Process) -> None:
+    watch.get().remove(process.oom_fd)
+    if not process.enforce_oom_group():
+        watch.get().call_later(_OOM_POLL_S, lambda: _oom_news(process))
+
+
+def unwatch(process: Process) -> None:
+    """Before its descriptors are closed."""
+    for fd in (process.fileno(), process.oom_fd):
+        watch.get().remove(fd)
+
+
 class Verdict(NamedTuple):
     """What nsbox itself did to a payload, before the kernel's word on its end."""
 
@@ -194,6 +213,10 @@ class _Conversation:
         self._process = process
         self._poll = select.poll()
         self._poll.register(process.fileno(), select.POLLIN)
+        self._oom = process.oom_fd
+        self._oom_pending = False
+        if self._oom >= 0:
+            self._poll.register(self._oom, select.POLLIN)
         self._feeder = feeder
         self._sinks = {sink.fd: sink for sink in sinks}
         for sink in sinks:
@@ -210,6 +233,9 @@ class _Conversation:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
+            if self._oom_pending:
+                self._oom_pending = not self._process.enforce_oom_group()
+                left = _OOM_POLL_S if left is None else min(left, _OOM_POLL_S)
             for fd, _ in self._poll.poll(None if left is None else left * 1000):
                 self._serve(fd)
             if any(sink.truncated for sink in self._sinks.values()):
@@ -219,6 +245,9 @@ class _Conversation:
     def _serve(self, fd: int) -> None:
         if self._feeder is not None and fd == self._feeder.fd:
             self._feeder.write()
+        elif fd == self._oom:
+            self._oom_pending = True
+            self._poll.unregister(fd)
         elif fd in self._sinks and not self._sinks[fd].read():
             self._poll.unregister(fd)
 
@@ -439,6 +468,7 @@ class Popen:
     def _watch(self) -> None:
         keeper = watch.get()
         keeper.add(self._process.fileno(), self._news)
+        watch_oom(self._process)
         for sink in self._relays.values():
             keeper.add(sink.fd, functools.partial(self._relay, sink))
         if self.spec.limits.wall is not None:
@@ -586,7 +616,7 @@ class Popen:
             return
         self._closed = True
         keeper = watch.get()
-        keeper.remove(self._process.fileno())
+        unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import probe, watch
-from nsbox.command import Verdict, build_spec, judge, launch, plan_for, usage_of
+from nsbox.command import (
+    Verdict,
+    build_spec,
+    judge,
+    launch,
+    plan_for,
+    unwatch,
+    usage_of,
+    watch_oom,
+)
 from nsbox.errors import StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
 from nsbox.result import Completed, Reason
@@ -128,6 +137,7 @@ class Container:
                     keeper.add(sink.fd, functools.partial(self._read, sink))
             stdio.close()
             keeper.add(self._process.fileno(), self._news)
+            watch_oom(self._process)
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
         return self
@@ -164,7 +174,7 @@ class Container:
         if self._process is None:
             return
         keeper = watch.get()
-        keeper.remove(self._process.fileno())
+        unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()

@@ -183,6 +183,21 @@ class Process:
         if self.cgroup is not None and not self.plan.clone.flags & 0x20000000:
             self.cgroup.kill()
 
+    @property
+    def oom_fd(self) -> int:
+        """Readable when memory ran out and the kernel will not end all of it by itself
+        (cgroup v1): then call ``enforce_oom_group`` until it says True. -1: no need."""
+        return self.cgroup.oom_fd if self.cgroup is not None else -1
+
+    def enforce_oom_group(self) -> bool:
+        """Kill the rest, once the OOM killer has taken one; the kernel notifies before it does."""
+        if self._ended is not None or self.cgroup is None:
+            return True
+        if not self.cgroup.oom_kills():
+            return False
+        self.kill()
+        return True
+
     def close(self) -> None:
         """Kill what still runs, wait for its end, undo in reverse; idempotent."""
         with self._lock:

@@ -41,7 +41,7 @@ def command(scenario: str, *args: str) -> list[str]:
     return [sys.executable, "-X", "faulthandler", str(HERE / "scenarios.py"), scenario, *args]
 
 
-def run_scenario(scenario: str, *args: str, timeout_s: float = 60.0) -> str:
+def run_scenario(scenario: str, *args: str, timeout_s: float = 45.0) -> str:
     """Run it to its end in a process of its own; it must succeed, without a word on stderr."""
     with subprocess.Popen(
         command(scenario, *args),
