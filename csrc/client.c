@@ -263,8 +263,6 @@ int nsb_view(uint64_t *view, unsigned int count)
 		"/proc/thread-self/ns/mnt",
 		"/proc/thread-self/ns/net",
 		"/proc/thread-self/ns/user",
-		"/proc/thread-self/ns/ipc",
-		"/proc/thread-self/ns/uts",
 	};
 	const unsigned int total = sizeof(paths) / sizeof(paths[0]);
 	struct statx st;

@@ -46,6 +46,9 @@
 #ifndef MNT_DETACH
 #define MNT_DETACH 2
 #endif
+#ifndef PIDFD_GET_MNT_NAMESPACE
+#define PIDFD_GET_MNT_NAMESPACE 0xff03 /* _IO(0xff, 3), Linux 6.9 */
+#endif
 #ifndef O_PATH
 #define O_PATH 010000000
 #endif

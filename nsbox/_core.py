@@ -98,8 +98,8 @@ def view() -> bytes:
     Raises:
         OSError: /proc is not mounted, or is another pid namespace's.
     """
-    numbers = _ffi.new("uint64_t[9]")
-    _check(_lib.nsb_view(numbers, 9))
+    numbers = _ffi.new("uint64_t[7]")
+    _check(_lib.nsb_view(numbers, 7))
     return bytes(_ffi.buffer(numbers))
 
 

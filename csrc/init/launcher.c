@@ -15,6 +15,7 @@
 #define MAX_CHILDREN 65536
 #define FOREVER (-1)
 #define IDLE_MS 3
+#define MOST_HELD 64	 /* mount namespaces: a bounded backlog */
 #define GRACE_ROUNDS 200 /* of 10 ms: how long an ended owner's sandboxes may take to go */
 
 enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
@@ -22,7 +23,8 @@ enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
 struct child {
 	int pidfd; /* 0: this entry is free, next is the following free one */
 	int channel;
-	int go; /* write end; EPOLLERR says that the child has executed the payload */
+	int go;	    /* write end; EPOLLERR says that the child has executed the payload */
+	int mounts; /* its mount namespace, held so that its end need not wait for umounts */
 	uint32_t next;
 };
 
@@ -71,6 +73,11 @@ static int keep(int fd)
 	return high;
 }
 
+static int keep_if(long fd)
+{
+	return fd < 0 ? -1 : keep((int)fd);
+}
+
 /* Taken out of epoll by hand: a child may hold a copy, for which it would go on reporting. */
 static void drop_watched(int *fd)
 {
@@ -106,6 +113,7 @@ static void reap(uint32_t i)
 	drop_watched(&child->go);
 	drop_watched(&child->channel);
 	drop_watched(&child->pidfd);
+	drop(&child->mounts); /* after the owner was told: this takes 50 us */
 	child_give(i);
 }
 
@@ -235,6 +243,9 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 		sys_write(child->go, "", 1);
 	watch(child->pidfd, EPOLLIN, FROM_CHILD, i);
 	watch(child->channel, 0, FROM_CHANNEL, i);
+	if (spawn->share && in_use < MOST_HELD)
+		child->mounts =
+			keep_if(nsb_sys3(__NR_ioctl, child->pidfd, PIDFD_GET_MNT_NAMESPACE, 0));
 	if (plan->flags & NSB_PLAN_INIT || err < 0)
 		drop(&child->go);
 	else if (!spawn->share)
@@ -245,7 +256,7 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 {
 	int ends[2], err;
 
-	child->go = spawn->go = -1;
+	child->go = child->mounts = spawn->go = -1;
 	if (spawn->share)
 		return 0;
 	err = (int)nsb_sys2(__NR_pipe2, ends, O_CLOEXEC);

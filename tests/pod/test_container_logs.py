@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container wrote is kept: both streams, in order, and no more than 1 MiB."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from pod.kit import wait_log
+from support import scaled
+
+import nsbox
+
+pytestmark = pytest.mark.userns
+
+MIB = 1 << 20
+
+
+def test_both_streams_while_it_runs_and_after_its_end() -> None:
+    with nsbox.Container(["sh", "-c", "echo out; echo err >&2; exec sleep 1000"]) as container:
+        wait_log(container, "out")
+        log = wait_log(container, "err")
+        assert sorted(log.split()) == ["err", "out"]
+    assert sorted(container.logs().split()) == ["err", "out"]
+
+
+def test_one_stream_keeps_its_order() -> None:
+    with nsbox.Container(["seq", "2000"]) as container:
+        container.wait(scaled(5))
+        assert container.logs() == "".join(f"{i}\n" for i in range(1, 2001))
+
+
+def test_the_last_mebibyte_is_kept() -> None:
+    script = "head -c 3000000 /dev/zero | tr '\\0' x; echo; echo the end"
+    with nsbox.Container(["sh", "-c", script]) as container:
+        assert container.wait(scaled(10)) == 0
+        log = container.logs()
+    assert len(log) == MIB
+    assert log.startswith("xxx")
+    assert log.endswith("x\nthe end\n")
+
+
+def test_what_is_not_utf8_is_replaced() -> None:
+    with nsbox.Container(["printf", "\\377ok"]) as container:
+        container.wait(scaled(5))
+        assert container.logs() == "\N{REPLACEMENT CHARACTER}ok"
+
+
+def test_a_stream_of_the_callers_is_not_in_the_log() -> None:
+    read, write = os.pipe()
+    try:
+        script = "echo mine; echo logged >&2"
+        with nsbox.Container(["sh", "-c", script], stdout=write) as container:
+            container.wait(scaled(5))
+            assert container.logs() == "logged\n"
+        assert os.read(read, 100) == b"mine\n"
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_it_runs_on_when_it_writes_more_than_is_kept() -> None:
+    script = "head -c 5000000 /dev/zero | tr '\\0' x; echo done; exec sleep 1000"
+    with nsbox.Container(["sh", "-c", script]) as container:
+        wait_log(container, "done")
+        assert container.status() == "running"
