@@ -232,20 +232,31 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
  */
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 {
+	struct nsb_record barrier = { .kind = 0 };
 	int pid = record->pid;
-	int executing = 0;
+	bool executing = false;
 
 	for (;;) {
 		int got = nsb_receive(channel, record, pidfd, -1);
 
 		if (got < 0)
 			return got;
-		if (record->kind == NSB_SPAWNED)
+		if (record->kind == NSB_SPAWNED) {
 			pid = record->pid;
-		else if (record->kind == NSB_EXECING)
-			executing = 1;
-		else if (record->kind != NSB_STARTED || executing || record->pid)
+			if (barrier.kind)
+				*record = barrier;
+			else
+				continue;
+		} else if (record->kind == NSB_EXECING) {
+			executing = true;
+			continue;
+		} else if (record->kind == NSB_STARTED && !executing && !record->pid) {
+			continue;
+		}
+		/* A quick child is at its barrier before the launcher has told who it is. */
+		if (record->kind != NSB_BARRIER || pid)
 			break;
+		barrier = *record;
 	}
 	if (!record->pid)
 		record->pid = pid;

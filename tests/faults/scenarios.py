@@ -414,6 +414,7 @@ def forked_while_spawning(word: str) -> None:
     def child() -> None:
         assert nsbox.run(["/bin/sh", "-c", "exit 6"], **QUICK).returncode == 6
 
+    nsbox.run(["/bin/true"])  # a fork beside an import would hang, with or without nsbox
     threads = [threading.Thread(target=body) for _ in range(2)]
     for thread in threads:
         thread.start()

@@ -81,7 +81,8 @@ def look_mq(key: int) -> str:
     mq = check(libc.mq_open(mq_name(key), os.O_RDONLY | os.O_NONBLOCK, 0, None))
     try:
         data = ctypes.create_string_buffer(MQ_SIZE)
-        return data.raw[: check(libc.mq_receive(mq, data, MQ_SIZE, None))].decode()
+        size = check(libc.mq_receive(mq, data, MQ_SIZE, None))
+        return data.raw[:size].decode()
     finally:
         os.close(mq)
 

@@ -32,16 +32,7 @@ def test_background_children_die_with_pid_1_that_was_killed() -> None:
             assert all(ended(child, 2) for child in children)
 
 
-def test_background_children_die_with_pid_1_that_returned() -> None:
-    script = TWO_IN_THE_BACKGROUND + "read line; exit 5"
-    with nsbox.Container(["sh", "-c", script], stdin=subprocess.PIPE) as container:
-        # The container keeps its end of the pipe to itself: SIGKILL is not how this one ends.
-        with pidfds(*background(container)) as children:
-            container.close()
-            assert all(ended(child, 2) for child in children)
-
-
-def test_the_end_of_pid_1_is_the_end_whatever_its_children_do() -> None:
+def test_pid_1_that_returns_takes_its_children_along() -> None:
     script = "sleep 1000 & trap 'exit 5' TERM; echo ready; wait"
     with nsbox.Container(["sh", "-c", script]) as container:
         wait_log(container, "ready")

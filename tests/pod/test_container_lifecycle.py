@@ -81,10 +81,15 @@ def test_closing_what_never_ran_makes_it_unstartable() -> None:
 
 def test_the_block_starts_it_and_ends_it_when_it_raises() -> None:
     container = nsbox.Container(["sleep", "1000"])
-    with pytest.raises(KeyError), container as entered:
-        assert entered is container
-        assert container.status() == "running"
-        raise KeyError
+
+    def body() -> None:
+        with container as entered:
+            assert entered is container
+            assert container.status() == "running"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        body()
     assert container.status() == "stopped"
 
 
