@@ -7,9 +7,11 @@ Names are loaded when they are first used, so that ``import nsbox`` costs next t
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # importing typing would take most of the time that importing nsbox may
 if TYPE_CHECKING:
+    from typing import Any
+
     from nsbox.command import Popen as Popen
     from nsbox.command import explain as explain
     from nsbox.command import run as run

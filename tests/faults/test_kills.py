@@ -156,6 +156,7 @@ class Terminal:
         argv, env = kit.command(*args), kit.environment()
         self.pid, self.master = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it
             os.execve(argv[0], argv, env)
         self._buffer = b""
 
@@ -187,7 +188,8 @@ def test_ctrl_c_interrupts_the_owner_and_ends_neither_launcher_nor_sandboxes() -
     word = kit.token()
     with Terminal("terminal", word) as terminal:
         up = terminal.read()
-        for _ in range(3):
+        for n in range(3):
+            assert terminal.read() == {"waiting": n}
             os.write(terminal.master, b"\x03")
             assert terminal.read() == {"running": [True, True], "launcher": True, "code": 3}
         kit.kill(terminal.pid)
