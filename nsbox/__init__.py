@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.namespace import Namespace as Namespace
+    from nsbox.namespace import NamespaceInfo as NamespaceInfo
+    from nsbox.namespace import namespaces as namespaces
     from nsbox.pod import Backoff as Backoff
     from nsbox.pod import ContainerSpec as ContainerSpec
     from nsbox.pod import Pod as Pod
@@ -49,6 +52,8 @@ _WHERE = {
     "ContainerSpec": "pod",
     "Limits": "spec",
     "Mount": "spec",
+    "Namespace": "namespace",
+    "NamespaceInfo": "namespace",
     "NsboxError": "errors",
     "Pod": "pod",
     "Popen": "command",
@@ -64,6 +69,7 @@ _WHERE = {
     "Usage": "result",
     "explain": "command",
     "gc": "registry",
+    "namespaces": "namespace",
     "run": "command",
 }
 

@@ -24,6 +24,8 @@ from nsbox.spec import Mount, Spec, make_spec
 from nsbox.streams import PIPE, STDOUT, Feeder, Sink, Stdio, connect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsbox.host import Host
 
 _CACHEABLE_BYTES = 1 << 20
@@ -367,14 +369,37 @@ def run(
         units.seconds(timeout, "timeout", zero=True)
     spec = build_spec(args, keywords)
     stdio = connect(stdin, stdout, stderr)
+    return finish(
+        spec,
+        stdio,
+        lambda: launch(spec, stdio),
+        keep=tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE),
+        data=_as_bytes(input),
+        text=text,
+        check=check,
+        timeout=timeout,
+    )
+
+
+def finish(
+    spec: Spec,
+    stdio: Stdio,
+    start: Callable[[], Process],
+    *,
+    keep: tuple[int, ...],
+    data: bytes = b"",
+    text: bool = False,
+    check: bool = False,
+    timeout: float | None = None,
+) -> Completed:
+    """Start it, see it through to its end, and give everything back: the body of ``run``."""
     sinks: dict[int, Sink] = {}
     try:
-        process = launch(spec, stdio)
+        process = start()
         try:
             process.wall = spec.limits.wall
-            keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
             sinks = _sinks(stdio, spec.limits.output_bytes, keep)
-            ended, verdict, late = _converse(process, stdio, sinks, _as_bytes(input), timeout)
+            ended, verdict, late = _converse(process, stdio, sinks, data, timeout)
         finally:
             process.close()
     finally:

@@ -403,6 +403,24 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     return _finish(build, (), ())
 
 
+def compile_holder(spec: Spec, host: Host) -> Plan:
+    """The plan of a process that only is: a member of the new namespaces of *spec*."""
+    build = _start(spec, host)
+    _add_clone(build)
+    if build.has_new("mnt"):
+        build.add(mounts_private("namespaces"))
+    creds.become_setup_ids(build)
+    _add_names(build)
+    creds.add_descriptors(build)
+    build.add(
+        Simple(Opcode.SETSID, "setsid", "", "namespaces"),
+        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "namespaces"),
+        Simple(Opcode.EXECING, "execing", "everything is set up", "namespaces"),
+        Simple(Opcode.PAUSE, "pause", "holds the namespaces", "namespaces"),
+    )
+    return _finish(build, (), ())
+
+
 def compile_helper(args: tuple[str, ...]) -> Plan:
     """The plan of a trusted program of the host's, run as the caller, in no namespace."""
     spec = Spec(args, root=Rootfs.inherit(), namespaces=(), init=False, profile="none")
