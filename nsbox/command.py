@@ -21,7 +21,7 @@ from nsbox.plan import Plan, Slot
 from nsbox.process import Ended, Injection, Process, spawn
 from nsbox.result import Completed, Reason, Usage
 from nsbox.spec import Mount, Spec, make_spec
-from nsbox.streams import PIPE, STDOUT, Feeder, Sink, Stdio, connect
+from nsbox.streams import PIPE, STDOUT, Feeder, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,16 @@ def read_files(files: Any) -> Any:
                 raise SpecError(f"files[{name!r}]", str(e)) from e
         result[name] = value
     return result
+
+
+def check_spec(args: Any, keywords: dict[str, Any]) -> Spec:
+    """The spec of ``run()``'s keywords as far as it can be told without reading a file."""
+    files = keywords.get("files")
+    if isinstance(files, Mapping):
+        unread = {name: b"" if isinstance(value, os.PathLike) else value
+                  for name, value in files.items()}  # fmt: skip
+        keywords = {**keywords, "files": unread}
+    return make_spec(args, **keywords)
 
 
 _specs: dict[object, Spec] = {}
@@ -495,7 +505,7 @@ class Popen:
         keeper.add(self._process.fileno(), self._news)
         watch_oom(self._process)
         for sink in self._relays.values():
-            keeper.add(sink.fd, functools.partial(self._relay, sink))
+            keeper.add(sink.fd, functools.partial(take, sink))
         if self.spec.limits.wall is not None:
             self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
 
@@ -508,10 +518,6 @@ class Popen:
             return
         if ended is not None:
             watch.get().remove(self._process.fileno())
-
-    def _relay(self, sink: Sink) -> None:
-        if not sink.read():
-            watch.get().remove(sink.fd)
 
     def _time_out(self) -> None:
         if self._process.poll() is None:

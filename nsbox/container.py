@@ -18,6 +18,7 @@ from nsbox import probe, watch
 from nsbox.command import (
     Verdict,
     build_spec,
+    check_spec,
     judge,
     launch,
     plan_for,
@@ -28,7 +29,7 @@ from nsbox.command import (
 from nsbox.errors import StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
 from nsbox.result import Completed, Reason
-from nsbox.streams import Sink, connect
+from nsbox.streams import Sink, connect, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +88,8 @@ class Container:
         init: bool = False,
         **keywords: Any,
     ) -> None:
-        self.spec: Spec = build_spec(args, {**keywords, "init": init})
+        self._wanted = (args, {**keywords, "init": init})
+        self.spec: Spec = check_spec(*self._wanted)
         self.name = name or Path(self.spec.args[0]).name
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
@@ -100,7 +102,6 @@ class Container:
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
         self._lock = threading.RLock()
-        self._over = threading.Event()
 
     # ------------------------------------------------------------ lifecycle
 
@@ -119,6 +120,7 @@ class Container:
         with self._lock:
             self._allow("start")
             self._status = "stopped"
+            self.spec = build_spec(*self._wanted)
             kinds, pidfd, id_map = self._join
             stdio = connect(*self._stdio_wanted)
             try:
@@ -134,17 +136,13 @@ class Container:
                 if number in stdio.ours:
                     sink = Sink(stdio.take(number), keep=False, into=self._log.append)
                     self._sinks.append(sink)
-                    keeper.add(sink.fd, functools.partial(self._read, sink))
+                    keeper.add(sink.fd, functools.partial(take, sink))
             stdio.close()
             keeper.add(self._process.fileno(), self._news)
             watch_oom(self._process)
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
         return self
-
-    def _read(self, sink: Sink) -> None:
-        if sink.fd >= 0 and not sink.read():
-            watch.get().remove(sink.fd)
 
     def _time_out(self) -> None:
         with self._lock:
@@ -166,7 +164,6 @@ class Container:
                 pass
             self._ended, self._status = ended, "stopped"
             self._release()
-        self._over.set()
         if self._on_end is not None:
             self._on_end()  # not under our lock: the pod has one of its own
 
@@ -191,7 +188,8 @@ class Container:
             StateError: never started, or lost with the launcher.
         """
         self._allow("wait")
-        if self._status == "running" and not self._over.wait(timeout):
+        self._await_end(timeout)
+        if self._status == "running":
             raise TimeoutExpired(self.spec.args, timeout or 0.0)
         if self._ended is None:
             raise StateError(f"container {self.name!r} was lost: its launcher was killed, or it "
@@ -210,11 +208,21 @@ class Container:
         if self._status == "running" and process is not None:
             if grace > 0 and self._heeds(_SIGTERM):
                 process.send_signal(_SIGTERM)
-                self._over.wait(grace)
+                self._await_end(grace)
             if self._status == "running":
                 process.kill()
-                self._over.wait()
+                self._await_end(None)
         return None if self._ended is None else self._ended.returncode
+
+    def _await_end(self, timeout: float | None) -> None:
+        """In whatever thread: the library's own may be the one that waits."""
+        process = self._process
+        if process is not None and self._status == "running":
+            try:
+                process.wait(timeout)
+            except StateError:  # lost: _news() takes note
+                pass
+            self._news()
 
     def _heeds(self, sig: int) -> bool:
         """Whether SIGTERM would end it: PID 1 ignores what it has no handler for."""
@@ -238,7 +246,7 @@ class Container:
         """Kill what is left and give everything back; idempotent."""
         if self._status == "running":
             self.kill()
-            self._over.wait(5)
+            self._await_end(5)
         self._status = "stopped"
 
     def __enter__(self) -> Container:
@@ -302,7 +310,7 @@ class Container:
         if self._process is not None:
             return self._process.plan
         kinds, _, id_map = self._join
-        return plan_for(self.spec, probe.host(), join=kinds, join_map=id_map)
+        return plan_for(build_spec(*self._wanted), probe.host(), join=kinds, join_map=id_map)
 
     def result(self) -> Completed:
         """How it ended. Raises StateError unless it has."""

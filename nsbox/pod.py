@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nsbox import probe, watch
+from nsbox.command import check_spec
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
@@ -143,6 +144,7 @@ class PodContainer:
         self.state = State("Waiting", "PodInitializing")
         self.last_state: State | None = None
         self._pod = pod
+        self.started_at = 0.0  # by the pod's clock
         self._backoff_step = 0
         self._current: Container | None = None
         self._log = ""
@@ -248,16 +250,19 @@ class Pod:
         self._condition = threading.Condition(threading.RLock())
         self._phase, self._reason = "Pending", ""
         self._pause: Process | None = None
+        self._started = False
         self._stopping = False
+        self._starts = 0  # under way: stop() lets them come to their end first
         self._closed = False
         self._id_map = ""
-        self._init = [PodContainer(self, c, c.restart_policy or "OnFailure", True)
+        init_policy = "Never" if restart_policy == "Never" else "OnFailure"
+        self._init = [PodContainer(self, c, c.restart_policy or init_policy, True)
                       for c in init_containers]  # fmt: skip
         self._apps = [PodContainer(self, c, c.restart_policy or restart_policy, False)
                       for c in containers]  # fmt: skip
         self._restart_policy = restart_policy
         self._all = {c.name: c for c in (*self._init, *self._apps)}
-        self._specs = {c.name: self._container_spec(c) for c in self._all.values()}
+        self._specs = {c.name: self._check_container(c) for c in self._all.values()}
 
     @staticmethod
     def _check(
@@ -284,10 +289,14 @@ class Pod:
         if net not in ("none", "host"):
             raise SpecError("net", 'use "none" or "host"')
 
-    def _container_spec(self, container: PodContainer) -> Spec:
-        keywords = {"init": False, **container.spec.keywords, "hostname": self.hostname}
+    def _keywords(self, container: PodContainer) -> dict[str, Any]:
+        """Of the container, with what the pod says."""
+        pods = {"hostname": self.hostname, "net": self.net}
+        return {"init": False, **container.spec.keywords, **pods}
+
+    def _check_container(self, container: PodContainer) -> Spec:
         try:
-            return make_spec(container.spec.args, net=self.net, **keywords)
+            return check_spec(container.spec.args, self._keywords(container))
         except SpecError as e:
             raise SpecError(f"containers[{container.name!r}].{e.field}",
                             str(e).partition(": ")[2]) from e  # fmt: skip
@@ -302,20 +311,24 @@ class Pod:
             SetupError and others of ``run``: nothing is left, no container runs.
         """
         with self._condition:
-            if self._phase != "Pending" or self._pause is not None or self._closed:
+            if self._phase != "Pending" or self._started or self._closed:
                 raise StateError(f"pod {self.name!r} is {self._phase}", status=self._phase)
-            try:
-                self._start_pause()
-                for container in self._init:
-                    self._start_init(container)
-                for container in self._apps:
-                    self._start_container(container)
-            except BaseException:
-                self._phase, self._reason = "Failed", "StartError"
-                self.close()
-                raise
-            self._phase = "Running"
+            self._started = True
+        try:
+            self._start_pause()
+            for container in self._init:
+                self._start_init(container)
+            for container in self._apps:
+                self._start_container(container)
+        except BaseException:
+            self._phase, self._reason = "Failed", "StartError"
+            self.close()
+            raise
+        with self._condition:
+            if self._phase == "Pending":
+                self._phase = "Running"
             self._condition.notify_all()
+            self._maybe_complete()
         return self
 
     def _start_pause(self) -> None:
@@ -334,45 +347,59 @@ class Pod:
         self._start_container(container)
         if container.spec.sidecar:
             return
-        while not container.done():
-            self._condition.wait()
-        if container.state.exit_code:
-            raise StateError(f"init container {container.name!r} failed: {container.state.reason}",
-                             status="Init:Error")  # fmt: skip
+        with self._condition:
+            self._condition.wait_for(lambda: container.done() or self._stopping)
+            if container.state.exit_code != 0:
+                raise StateError(f"init container {container.name!r} failed: "
+                                 f"{container.state.reason}", status="Init:Error")  # fmt: skip
 
     def _start_container(self, container: PodContainer) -> None:
-        assert self._pause is not None
-        if container._current is not None:
-            container._log = container._current.logs()
-        spec = self._specs[container.name]
-        current = Container(spec.args, name=container.name)
-        current.spec = spec
+        """Not under the pod's lock: a container that ends at once is told of by the watch."""
+        current = Container(container.spec.args, name=container.name, **self._keywords(container))
         kinds = ("user", "ipc") + (("net",) if self.net == "none" else ())
-        current._join = (kinds, self._pause.pidfd, self._id_map)
-        current._on_end = lambda: self._ended(container, current)
-        container._current = current
-        current.start()
-        container.state = State("Running")
-        self._note("Started", container)
+        with self._condition:
+            if self._stopping or self._pause is None:
+                raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
+            current._join = (kinds, self._pause.pidfd, self._id_map)
+            current._on_end = lambda: self._ended(container, current)
+            if container._current is not None:
+                container._log = container._current.logs()
+            container._current = current
+            container.state = State("Waiting", "ContainerCreating")
+            container.started_at = self.clock.now()
+            self._starts += 1
+        try:
+            current.start()
+        finally:
+            with self._condition:
+                self._starts -= 1
+                self._condition.notify_all()
+        with self._condition:
+            if container.state.reason == "ContainerCreating":
+                container.state = State("Running")
+                self._note("Started", container)
 
     # -------------------------------------------------------- supervision
 
     def _note(self, reason: str, container: PodContainer | None = None, message: str = "") -> None:
         name = container.name if container is not None else ""
-        self.events.append(Event(self.clock.now(), reason, name, message))
-        self._condition.notify_all()
+        with self._condition:
+            self.events.append(Event(self.clock.now(), reason, name, message))
+            self._condition.notify_all()
 
     def _ended(self, container: PodContainer, current: Container) -> None:
         """By the watch: an attempt is over. The policy says what follows."""
         with self._condition:
             if container._current is not current:
                 return
+            if container.state.reason == "ContainerCreating":
+                self._note("Started", container)
             container.last_state = container.state = _terminated(current)
             self._note("Died", container, container.state.reason)
             if self._stopping or not self._restarts(container):
                 self._maybe_complete()
                 return
-            if current.age >= self.backoff.reset_after:
+            if self.clock.now() - container.started_at >= self.backoff.reset_after:
                 container._backoff_step = 0
             delay = self.backoff.delay(container._backoff_step)
             container._backoff_step += 1
@@ -395,9 +422,10 @@ class Pod:
             if self._stopping or self._pause is None:
                 return
             container.restart_count += 1
-            try:
-                self._start_container(container)
-            except (NsboxError, OSError) as e:
+        try:
+            self._start_container(container)
+        except (NsboxError, OSError) as e:
+            with self._condition:
                 container.state = State("Terminated", "StartError", 128)
                 self._note("Failed", container, str(e))
                 self._maybe_complete()
@@ -413,11 +441,11 @@ class Pod:
             bad = [c.name for c in ends if c.state.exit_code]
             self._phase = "Failed" if bad else "Succeeded"
             self._note("Completed", message=", ".join(bad))
-            watch.get().call_later(0, self._finish)
+            self._finish(grace=5.0)
 
-    def _finish(self) -> None:
-        """All that mattered has ended: sidecars and pause go too."""
-        self.stop(grace=5)
+    def _finish(self, grace: float) -> None:
+        """What is left goes too; in a thread of its own, for the watch must go on watching."""
+        threading.Thread(target=self.stop, args=(grace,), name="nsbox-stop", daemon=True).start()
 
     def _pause_news(self) -> None:
         """By the watch: without pause, what is shared is lost."""
@@ -435,10 +463,7 @@ class Pod:
             self._phase, self._reason = "Failed", "SandboxLost"
             self._note("SandboxLost", message="pause has ended")
             self._stopping = True
-            for container in self._all.values():
-                self._cancel(container)
-                if container._current is not None and container._current.status() == "running":
-                    container._current.kill()
+            self._finish(grace=0)
 
     @staticmethod
     def _cancel(container: PodContainer) -> None:
@@ -459,10 +484,14 @@ class Pod:
                 self._cancel(container)
             if first and self._phase == "Running":
                 self._note("Killing", message=f"grace {grace:g} s")
+            self._condition.wait_for(lambda: self._starts == 0)
         deadline = time.monotonic() + grace
         apps = [c._current for c in self._apps if c._current is not None]
-        threads = [threading.Thread(target=a.stop, args=(grace,), name="nsbox-stop") for a in apps
-                   if a.status() == "running"]  # fmt: skip
+        threads = [
+            threading.Thread(target=app.stop, args=(grace,), name="nsbox-stop", daemon=True)
+            for app in apps
+            if app.status() == "running"
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -473,19 +502,25 @@ class Pod:
         self._stop_pause()
         with self._condition:
             if self._phase in ("Running", "Pending"):
-                bad = [c for c in self._apps if c.state.exit_code]
-                self._phase = "Failed" if bad or not self._apps else "Succeeded"
+                good = all(c.state.exit_code == 0 for c in self._apps)
+                self._phase = "Succeeded" if good else "Failed"
             self._closed = True
             self._condition.notify_all()
 
     def _stop_pause(self) -> None:
         with self._condition:
             pause, self._pause = self._pause, None
-        if pause is not None:
-            watch.get().remove(pause.fileno())
+        if pause is None:
+            return
+        watch.get().remove(pause.fileno())
+        try:
             pause.send_signal(15)
             pause.wait(1.0)
-            pause.close()
+        except StateError:  # lost with its launcher
+            pass
+        pause.close()
+        with self._condition:
+            self._condition.notify_all()
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
@@ -493,7 +528,7 @@ class Pod:
             self.stop(grace=0)
 
     def __enter__(self) -> Pod:
-        return self if self._pause is not None else self.start()
+        return self if self._started else self.start()
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -96,6 +96,8 @@ class Process:
         self.stats: CgroupStats | None = None
         self.wall: float | None = None
         self._channel = channel
+        self._waiters = 0
+        self._released = False
         self._owner = os.getpid()
         self._undo = undo
         self._lock = threading.RLock()
@@ -127,7 +129,10 @@ class Process:
                     break
                 if received is None:
                     return None
-                self._note(received[0])
+                record, fd = received
+                if fd >= 0:  # of a spawn that failed before the launcher told who it was
+                    self.pid, self.pidfd = record.pid, fd
+                self._note(record)
             if self._ended is None:
                 raise StateError("the launcher of this process was killed: the sandbox was ended "
                                  "with it, its exit status is lost", status="lost")  # fmt: skip
@@ -157,13 +162,22 @@ class Process:
         """Waits until it has ended; None when *timeout* (seconds) passed."""
         deadline = None if timeout is None else time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        while (ended := self.poll()) is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return None
-            poll.poll(None if left is None else left * 1000)
-        return ended
+        with self._lock:
+            if self._released:
+                return self._ended
+            self._waiters += 1
+            poll.register(self._channel, select.POLLIN)
+        try:
+            while (ended := self.poll()) is None:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return None
+                poll.poll(None if left is None else left * 1000)
+            return ended
+        finally:
+            with self._lock:
+                self._waiters -= 1
+                self._close_released()
 
     # ---------------------------------------------------------------- verbs
 
@@ -222,6 +236,12 @@ class Process:
     def release(self) -> None:
         """Close the channel (which kills, if that was not done) and the pidfd."""
         with self._lock:
+            self._released = True
+            self._close_released()
+
+    def _close_released(self) -> None:
+        """Not while somebody polls them: their numbers would soon be somebody else's."""
+        if self._released and not self._waiters:
             for fd in (self._channel, self.pidfd):
                 if fd >= 0:
                     os.close(fd)

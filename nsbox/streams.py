@@ -10,6 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+from nsbox import watch
 from nsbox.errors import SpecError
 from nsbox.process import dev_null
 
@@ -78,6 +79,12 @@ class Sink:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def take(sink: Sink) -> None:
+    """For the library's thread: what arrived, or the end of it."""
+    if sink.fd >= 0 and not sink.read():
+        watch.get().remove(sink.fd)
 
 
 def relay(fd: int, data: bytes) -> None:

@@ -14,6 +14,8 @@ import select
 import threading
 import time
 import traceback
+import types
+import weakref
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +35,19 @@ class Timer:
         self.call = None
 
 
+def _weakly(call: Callable[[], None]) -> Callable[[], None]:
+    if not isinstance(call, types.MethodType):
+        return call
+    reference = weakref.WeakMethod(call)
+
+    def forward() -> None:
+        method = reference()
+        if method is not None:
+            method()
+
+    return forward
+
+
 class Watch:
     """Calls back when descriptors are readable and when timers are due, one call at a time."""
 
@@ -48,9 +63,13 @@ class Watch:
         self._thread.start()
 
     def add(self, fd: int, call: Callable[[], None]) -> None:
-        """Call whenever *fd* is readable or hung up, until ``remove``."""
+        """Call whenever *fd* is readable or hung up, until ``remove``.
+
+        Of a bound method's object only a weak reference is kept: being watched keeps no
+        handle alive, so that one which was dropped can say so and be ended.
+        """
         with self._lock:
-            self._calls[fd] = call
+            self._calls[fd] = _weakly(call)
             self._epoll.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
@@ -63,8 +82,8 @@ class Watch:
                     pass
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
-        """Call once, *delay* seconds from now (monotonic clock)."""
-        timer = Timer(time.monotonic() + delay, call)
+        """Call once, *delay* seconds from now (monotonic clock); weakly, as ``add``."""
+        timer = Timer(time.monotonic() + delay, _weakly(call))
         with self._lock:
             heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         os.eventfd_write(self._wake, 1)

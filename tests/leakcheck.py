@@ -873,6 +873,9 @@ class _Diff:
         )
         cached = [i for i in self.now.items if i.kind == "namespace" and self._cached(i)]
         allowed.subtract(Counter(_type(i) for i in cached if i.ident in self.who.known))
+        # A launcher keeps its own network beside the one spare that it makes when it is idle.
+        spares = sum(1 for p in self.now.launchers())
+        allowed["net"] = max(allowed["net"], spares - self._spares_before())
         for item in self.now.items:
             if item.kind != "namespace" or item.ident in self.who.known:
                 continue
@@ -885,6 +888,12 @@ class _Diff:
                 allowed[_type(item)] -= 1
                 continue
             yield Leak("namespace", item.ident, self._holders(ours))
+
+    def _spares_before(self) -> int:
+        """Network namespaces of the baseline that still are nobody's but a launcher's."""
+        now = {i.ident for i in self.now.items}
+        return sum(1 for i in self.base.items if i.kind == "namespace" and i.ident in now
+                   and _type(i) == "net" and self._cached(i))  # fmt: skip
 
     def _ours(self, pid: int) -> bool:
         return self.who.of(pid) == _OURS

@@ -14,8 +14,8 @@ import gc
 import json
 import os
 import random
-import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kit
-from support import deadline, poll_until, probe_cgroup, scaled
+from support import poll_until, probe_cgroup, scaled
 
 import nsbox
 
@@ -72,7 +72,8 @@ def busy(word: str) -> None:
         threading.Thread(target=_spawn_forever, args=(word, keywords), daemon=True).start()
     several = [STRICT, QUICK, {"profile": "none"}, {"init": False}]
     boxes = [sleeper(word, **keywords) for keywords in several]
-    boxes.append(nsbox.Popen(["/usr/bin/python3", "-c", STUBBORN, word], init=False))
+    stubborn = ["/usr/bin/python3", "-c", STUBBORN, word]
+    boxes.append(nsbox.Popen(stubborn, init=False, stdout=nsbox.DEVNULL))
     say({"pids": [box.pid for box in boxes], "launcher": launcher_of(boxes[0])})
     signal.pause()
 
@@ -149,7 +150,8 @@ def terminal(word: str) -> None:
     for n in range(3):
         try:
             say({"waiting": n})
-            select.select([], [], [], scaled(20))
+            for _ in range(400):  # in slices: one long sleep could begin just after the signal
+                time.sleep(scaled(0.05))
             say({"error": "no KeyboardInterrupt"})
         except KeyboardInterrupt:
             # A round trip: what the signal did to the launcher and the boxes was done before.
@@ -189,7 +191,7 @@ def launcher_killed(word: str) -> None:
     for box in boxes:
         for verb in (box.poll, box.wait, lambda box=box: box.wait(0.01), box.communicate):
             text = _raises(verb)
-            assert "launcher" in text and "killed" in text, text
+            assert "launcher of this process was killed" in text, text
         box.kill()  # nothing to do, and no error
         box.send_signal(signal.SIGTERM)
         assert box.returncode is None
@@ -277,6 +279,22 @@ def launcher_killed_while_spawning(word: str) -> None:
     assert len(kit.locks_of(os.getpid())) == 1
 
 
+def _interrupt_timer() -> Callable[[float], None]:
+    """Arms a timer that sends SIGINT itself, which a program may treat like no other signal."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    monotonic, by_signal = 1, 0
+    event = (ctypes.c_int * 16)()  # struct sigevent: a value of 8 bytes, signo, notify
+    event[2], event[3] = signal.SIGINT, by_signal
+    timer = ctypes.c_void_p()
+    assert libc.timer_create(monotonic, event, ctypes.byref(timer)) == 0
+
+    def arm(seconds: float) -> None:
+        when = (ctypes.c_long * 4)(0, 0, int(seconds), int(seconds % 1 * 1e9))
+        assert libc.timer_settime(timer, 0, when, None) == 0
+
+    return arm
+
+
 def _descriptors() -> list[str]:
     links = []
     for name in os.listdir("/proc/self/fd"):
@@ -287,7 +305,8 @@ def _descriptors() -> list[str]:
 
 def interrupted(word: str, times: str, seed: str) -> None:
     """KeyboardInterrupt at random times in run() leaves nothing behind."""
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt_in = _interrupt_timer()
     choice = random.Random(int(seed))
     variants = (STRICT, QUICK, {"profile": "none"})
     took = {}
@@ -302,10 +321,10 @@ def interrupted(word: str, times: str, seed: str) -> None:
     for n in range(int(times)):
         i = choice.randrange(len(variants))
         args = ["/bin/sh", "-c", choice.choice((":", "sleep 300; :")), word]
-        signal.setitimer(signal.ITIMER_REAL, choice.uniform(0.0001, took[i] * 1.2))
         try:
+            interrupt_in(choice.uniform(0.0001, took[i] * 1.2))
             nsbox.run(args, capture_output=True, **variants[i])
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            interrupt_in(0)
         except KeyboardInterrupt:
             hits += 1
         now = _descriptors()
@@ -383,7 +402,8 @@ def forked(word: str) -> None:
             for verb in (box.poll, box.wait, box.kill, box.terminate, other.communicate,
                          lambda: box.send_signal(9)):  # fmt: skip
                 text = _raises(verb)
-                assert "forked" in text and str(os.getppid()) in text, text
+                assert "forked" in text, text
+                assert str(os.getppid()) in text, text
             assert nsbox.run(["/bin/sh", "-c", "exit 6"]).returncode == 6
             with sleeper(word, **QUICK) as own:
                 assert launcher_of(own) != launcher
@@ -391,7 +411,8 @@ def forked(word: str) -> None:
         assert _in_child(child) == 0
         assert _in_child(lambda: None) == 0
         assert (box.poll(), other.poll()) == (None, None)
-        assert kit.alive(box.pid) and kit.alive(other.pid)
+        assert kit.alive(box.pid)
+        assert kit.alive(other.pid)
         assert launcher_of(box) == launcher
         assert nsbox.run(["/bin/sh", "-c", "exit 5"]).returncode == 5
 
@@ -433,7 +454,8 @@ def forked_while_spawning(word: str) -> None:
     stop.set()
     for thread in threads:
         thread.join()
-    assert not wrong and not any(codes), (wrong, codes)
+    assert not wrong, wrong
+    assert not any(codes), codes
 
 
 # -- threads ----------------------------------------------------------------------------------
@@ -473,7 +495,7 @@ def exit_codes(word: str, runs: str, threads: str) -> None:
             try:
                 code: object = nsbox.run(args, **keywords).returncode
             except BaseException as e:
-                code = e
+                code = f"{type(e).__name__}: {e}"
             if code != i % 256:
                 wrong.append((i, code))
 
@@ -517,6 +539,121 @@ def threads_end(word: str) -> None:
         box.close()
 
 
+# -- secrets ----------------------------------------------------------------------------------
+
+_SIX = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
+SECRET_VARIANTS: dict[str, dict[str, Any]] = {
+    "strict": {},
+    "strict, full proc": {"proc": "full"},
+    "strict without init": {"init": False},
+    "standard": {"profile": "standard"},
+    "none": {"profile": "none"},
+    "none without init": {"profile": "none", "init": False},
+    "user namespace alone": {"profile": "none", "namespaces": ("user", "pid", "mnt")},
+}
+if os.geteuid() == 0:
+    SECRET_VARIANTS["strict, root without user namespace"] = {"namespaces": _SIX}
+    SECRET_VARIANTS["none, all namespaces"] = {"profile": "none", "namespaces": (*_SIX, "user")}
+
+
+def _new_secret() -> str:
+    return f"NSBOX{'SECRET'}-{os.urandom(16).hex()}"
+
+
+def _scan(*pids: int) -> list[str]:
+    return ["/usr/bin/python3", "-c", Path(kit.HERE, "scanner.py").read_text(), *map(str, pids)]
+
+
+def _keep_in_keyring(secret: str) -> bool:
+    """In an anonymous session keyring; False where the kernel has none."""
+    numbers = {"x86_64": (248, 250), "aarch64": (217, 219)}.get(os.uname().machine)
+    if numbers is None:
+        return False
+    add_key, keyctl = numbers
+    libc = ctypes.CDLL(None, use_errno=True)
+    join_session_keyring, session = 1, -3
+    if libc.syscall(keyctl, join_session_keyring, None) <= 0:
+        return False
+    raw = secret.encode()
+    return libc.syscall(add_key, b"user", b"nsbox-fault", raw, len(raw), session) > 0
+
+
+def _open_inheritable(secret: str, where: str) -> list[int]:
+    """A file with the secret and fifty directories, one with the secret in a name."""
+    Path(where, secret).write_text(secret)
+    fds = [os.open(Path(where, secret), os.O_RDONLY)]
+    fds += [os.open(where, os.O_RDONLY | os.O_DIRECTORY) for _ in range(50)]
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    return fds
+
+
+def _others(secret: str, stop: threading.Event, done: list[int]) -> None:
+    """Sandboxes with another secret of their own: the launcher holds their plans."""
+    while not stop.is_set():
+        for keywords in (QUICK, STRICT):
+            nsbox.run(["/bin/true", secret], env={"TOKEN": secret}, **keywords)
+            done[0] += 1
+
+
+@contextlib.contextmanager
+def _busy_with(secret: str) -> Iterator[list[int]]:
+    stop, done = threading.Event(), [0]
+    threads = [threading.Thread(target=_others, args=(secret, stop, done)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def secrets(where: str) -> None:
+    """No payload finds a secret of its owner's or of another sandbox's, wherever it looks."""
+    secret, other = _new_secret(), _new_secret()
+    held = secret.encode() * 3
+    os.environ["NSBOX_TEST_TOKEN"] = secret
+    has_key = _keep_in_keyring(secret)
+    fds = _open_inheritable(secret, where)
+    problems = _control(secret, has_key)
+    with _busy_with(other) as done:
+        for name, keywords in SECRET_VARIANTS.items():
+            problems += [f"{name}: {what}" for what in _scan_inside(keywords)]
+        poll_until(lambda: done[0] >= 200, 60.0, what="other sandboxes")
+    assert held.startswith(secret.encode())
+    assert len(fds) == 51
+    assert not problems, "\n".join(problems)
+
+
+def _scan_inside(keywords: dict[str, Any]) -> list[str]:
+    done = nsbox.run(_scan(), capture_output=True, timeout=scaled(30), **keywords)
+    if done.returncode:
+        return [f"the scanner fails: {done.stderr!r}"]
+    report = json.loads(done.stdout)
+    problems = [f"{where}: {found}" for where, found in report["hits"]]
+    if report["fds"] != [0, 1, 2]:
+        problems.append(f"descriptors {report['fds']}")
+    if not {"own", "environ"} <= set(report["tried"]):
+        problems.append(f"looked nowhere: {report['tried']}")
+    return problems
+
+
+def _control(secret: str, has_key: bool) -> list[str]:
+    """The same scanner finds it here by each way, and in a sandbox what that was given."""
+    raw = subprocess.run(
+        _scan(os.getpid()), stdout=subprocess.PIPE, check=True, close_fds=False
+    ).stdout
+    found = {where.split()[0] for where, what in json.loads(raw)["hits"] if what == secret}
+    expected = {"own", "environ", "fd", "mem", "vm"} | ({"key"} if has_key else set())
+    problems = [f"control: not found by {way}" for way in sorted(expected - found)]
+    given = nsbox.run(_scan(), env={"GIVEN": secret}, capture_output=True, **STRICT)
+    if secret not in given.stdout.decode():
+        problems.append("control: not found where it was given")
+    return problems
+
+
 # -- memory -----------------------------------------------------------------------------------
 
 HOG = ("b = []\nwhile True:\n b.append(bytearray(1 << 20))\n"
@@ -541,8 +678,10 @@ def fat(word: str, rounds: str) -> None:
                 reasons[name] = reasons.get(name, 0) + 1
         assert reasons == {"OOM -9 ('memory',)": int(rounds) * 4}, reasons
         assert box.poll() is None
-        assert launcher_of(box) == launcher and kit.alive(launcher)
-    assert ballast[4096] == 1 and len(ballast) == 1 << 30
+        assert launcher_of(box) == launcher
+        assert kit.alive(launcher)
+    assert ballast[4096] == 1
+    assert len(ballast) == 1 << 30
 
 
 def least_memory(word: str) -> None:
@@ -564,7 +703,8 @@ def least_memory(word: str) -> None:
                 say([sorted(keywords), args[0], outcome, round(time.monotonic() - begin, 2)])
                 assert time.monotonic() - begin < scaled(8)
         assert box.poll() is None
-        assert launcher_of(box) == launcher and kit.alive(launcher)
+        assert launcher_of(box) == launcher
+        assert kit.alive(launcher)
     assert not kit.cgroups_of(os.getpid())
 
 
@@ -575,7 +715,7 @@ def not_a_guess(word: str) -> None:
     assert (done.reason, done.returncode, done.limits_hit) == (nsbox.Reason.SIGNALED, -9, ())
 
 
-def owner_in_the_way(word: str) -> None:
+def hogs_and_others(word: str) -> None:
     """Many hogs at once, from threads: each its own verdict, none another's."""
     wrong: list[object] = []
 
@@ -602,6 +742,4 @@ SCENARIOS: dict[str, Callable[..., None]] = {
 
 
 if __name__ == "__main__":
-    assert Path(__file__).name in sys.argv[0]
-    _ = deadline
     SCENARIOS[sys.argv[1]](*sys.argv[2:])

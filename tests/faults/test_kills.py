@@ -213,6 +213,7 @@ def _kill_both(owner: kit.Owner, launcher: int) -> None:
     poll_until(lambda: kit.stat_of(launcher)[:1] == ["T"], 2.0)
     owner.kill()
     kit.kill(launcher)
+    poll_until(lambda: not kit.alive(launcher), 2.0)
 
 
 @pytest.mark.kernel
@@ -233,6 +234,20 @@ def test_gc_sweeps_what_owner_and_launcher_left_and_nothing_else() -> None:
         assert all(kit.alive(pid) for pid in kept["pids"])
         assert nsbox.gc() == []  # idempotent
         assert living.wait() == 0
+
+
+def test_a_launcher_killed_while_it_undoes_leaves_it_to_gc() -> None:
+    """What is not undone yet is still in the registry, whatever the moment."""
+    for moment in range(7):
+        word = kit.token()
+        with kit.Owner("running", word) as owner:
+            up = owner.read()
+            owner.kill()
+            time.sleep(scaled(0.002 * moment))
+            kit.kill(up["launcher"])
+            poll_until(lambda pid=up["launcher"]: not kit.alive(pid), 2.0)
+            nsbox.gc()
+            kit.assert_dead(word, owner.pid, up["pids"])
 
 
 @pytest.mark.cgroup

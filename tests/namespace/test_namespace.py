@@ -9,8 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import nsbox
 import pytest
+
+import nsbox
 
 KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user"]
 pytestmark = pytest.mark.userns

@@ -11,7 +11,7 @@ die() {
     sleep 60
 }
 N=/newroot
-P9=trans=virtio,version=9p2000.L,msize=512000,access=any
+P9=trans=virtio,version=9p2000.L,msize=512000
 
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -21,7 +21,7 @@ for module in /mod/*; do
 done
 
 # The host's / is never written: cache=loose is safe and saves most round trips.
-mount -t 9p -o "ro,$P9,cache=loose" root /lower || die "cannot mount the host's root"
+mount -t 9p -o "ro,$P9,access=any,cache=loose" root /lower || die "cannot mount the host's root"
 mount -t tmpfs -o mode=0755,size=75% upper /overlay || die "cannot mount a tmpfs"
 mkdir /overlay/upper /overlay/work
 mount -t overlay -o lowerdir=/lower,upperdir=/overlay/upper,workdir=/overlay/work overlay $N ||
@@ -57,17 +57,17 @@ for dir in $RO; do
     mkdir -p "$N$dir"
     mount --bind "/lower$dir" "$N$dir" || die "cannot show $dir"
 done
-i=0
+i=0 # access=user: what a user makes there is theirs
 for dir in $RW; do
     mkdir -p "$N$dir"
-    mount -t 9p -o "$P9,cache=mmap" rw$i "$N$dir" || die "cannot share $dir"
+    mount -t 9p -o "$P9,access=user,cache=mmap" rw$i "$N$dir" || die "cannot share $dir"
     i=$((i + 1))
 done
 unset IFS
 
 mkdir -p $N/run/nsbox-vm/report
 chmod 700 $N/run/nsbox-vm/report
-mount -t 9p -o "$P9,cache=none" report $N/run/nsbox-vm/report || die "cannot mount the report"
+mount -t 9p -o "$P9,access=any,cache=none" report $N/run/nsbox-vm/report || die "cannot mount the report"
 cp -a /bin /config /guest.sh /command.sh $N/run/nsbox-vm/
 ifconfig lo 127.0.0.1 up
 hostname nsbox-vm

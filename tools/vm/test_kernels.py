@@ -200,9 +200,9 @@ def _summary(results: Sequence[Result]) -> str:
     for r in results:
         row = f"{r.release:24} {r.user:5} {r.passed:7} {r.failed:7} {r.skipped:7} {r.seconds:8.1f}"
         lines.append(f"{row}  {r.problem}".rstrip())
-    passed, failed, skipped = (
-        sum(column) for column in zip(*((r.passed, r.failed, r.skipped) for r in results))
-    )
+    passed = sum(r.passed for r in results)
+    failed = sum(r.failed for r in results)
+    skipped = sum(r.skipped for r in results)
     return "\n".join([*lines, "", f"{passed} passed, {failed} failed, {skipped} skipped"])
 
 

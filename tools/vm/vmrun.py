@@ -17,10 +17,8 @@ Exit code: the command's; 124: out of time; 125: the machine could not be set up
 from __future__ import annotations
 
 import argparse
-import os
 import pwd
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +36,7 @@ from kernels import Kernel, SetupError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import FrameType
+    from typing import IO
 
 TIMED_OUT = 124
 DIED = 125
@@ -134,7 +133,7 @@ class Machine:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
             )
-        pump = threading.Thread(target=self._pump, daemon=True)
+        pump = threading.Thread(target=self._pump, args=[self._qemu.stdout], daemon=True)
         pump.start()
         try:
             self._qemu.wait(self.guest.timeout_s)
@@ -146,9 +145,8 @@ class Machine:
             pump.join()
         return None
 
-    def _pump(self) -> None:
-        assert self._qemu is not None and self._qemu.stdout is not None
-        with self._qemu.stdout as console:
+    def _pump(self, console: IO[bytes]) -> None:
+        with console:
             for line in console:
                 self._on_line(line.decode(errors="replace").rstrip("\r\n"))
 

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads, and programs that treat their children badly: no status is lost or seen by them."""
+
+from __future__ import annotations
+
+import pytest
+from faults import kit
+
+pytestmark = pytest.mark.userns
+
+
+def test_a_thousand_exit_codes_from_eight_threads_with_sigchld_ignored() -> None:
+    """And a thread that calls waitpid(-1) all the time never sees a child of nsbox's."""
+    kit.run_scenario("exit_codes", kit.token(), "1000", "8")
+
+
+@pytest.mark.kernel
+def test_signals_are_told_with_sigchld_ignored() -> None:
+    kit.run_scenario("signals_told", kit.token())
+
+
+@pytest.mark.kernel
+def test_the_end_of_the_spawning_thread_ends_no_sandbox() -> None:
+    kit.run_scenario("threads_end", kit.token())

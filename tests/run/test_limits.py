@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits that a cgroup enforces, and what is said where none can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run import kit
+from support import CONTROLLERS, probe_cgroup, scaled
+
+import nsbox
+from nsbox import Limits, Reason, probe
+
+pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+cgroup = pytest.mark.cgroup
+EAT = "x = bytearray({} << 20); print('ate')"
+NOT_YET = {
+    "memory_high": "64MiB", "cpu_weight": 50, "cpuset": "0", "io": "1MiB", "cpu_time": 1,
+    "net_priority": 1,
+}  # fmt: skip
+
+
+# -- memory -------------------------------------------------------------------------------------
+
+
+@cgroup
+def test_memory_over_the_limit_is_oom_by_the_kernels_word() -> None:
+    done = kit.python(EAT.format(100), limits=Limits(memory="50MiB"))
+    assert (done.returncode, done.reason, done.limits_hit) == (-9, Reason.OOM, ("memory",))
+    assert done.stdout == ""
+    assert done.usage.memory_peak <= 51 << 20
+
+
+@cgroup
+def test_memory_within_the_limit_is_granted() -> None:
+    done = kit.python(EAT.format(100), limits=Limits(memory="200MiB"))
+    assert (kit.out(done), done.limits_hit) == ("ate", ())
+    assert 100 << 20 < done.usage.memory_peak <= 200 << 20
+
+
+@cgroup
+def test_files_in_tmp_count_as_memory() -> None:
+    script = "head -c 67108864 /dev/zero > x && echo all"
+    done = kit.sh(script, limits=Limits(memory="32MiB", disk="256MiB"))
+    assert done.stdout == ""
+    assert "memory" in done.limits_hit
+    assert kit.out(kit.sh(script, limits=Limits(memory="128MiB", disk="256MiB"))) == "all"
+
+
+@cgroup
+def test_a_child_that_is_out_of_memory_takes_the_sandbox_with_it() -> None:
+    script = "python3 -c 'x = bytearray(100 << 20)'; echo survived"
+    done = kit.sh(script, limits=Limits(memory="50MiB"))
+    assert (done.reason, done.stdout, done.limits_hit) == (Reason.OOM, "", ("memory",))
+
+
+@cgroup
+def test_without_oom_group_only_the_child_goes() -> None:
+    script = "python3 -c 'x = bytearray(100 << 20)'; echo code $?"
+    done = kit.sh(script, limits=Limits(memory="50MiB", oom_group=False))
+    assert (kit.out(done), done.reason) == ("code 137", Reason.EXITED)
+    assert done.limits_hit == ("memory",)
+
+
+@cgroup
+def test_the_strict_profile_limits_memory_by_itself() -> None:
+    done = kit.python(EAT.format(600))
+    assert done.reason is Reason.OOM
+
+
+# -- pids ---------------------------------------------------------------------------------------
+
+FORKS = "i=0; while [ $i -lt 20 ]; do sleep 1000 & i=$((i+1)); echo $i; done"
+
+
+@cgroup
+@pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
+def test_a_fork_bomb_stops_at_the_limit(init: bool) -> None:
+    done = kit.sh(FORKS, limits=Limits(pids=8), init=init)
+    assert done.returncode != 0
+    assert "fork" in str(done.stderr)
+    assert str(done.stdout).split()[-1] == "7"  # and the shell
+    if done.usage.pids_peak is not None:
+        assert 8 <= done.usage.pids_peak <= 9  # nsbox-init has a place of its own
+
+
+@cgroup
+def test_threads_count_too() -> None:
+    code = (
+        "import threading\nevent, n = threading.Event(), 0\ntry:\n    while n < 20:\n"
+        "        threading.Thread(target=event.wait, daemon=True).start()\n        n += 1\n"
+        "except RuntimeError:\n    pass\nprint(n, flush=True)\nevent.set()"
+    )
+    assert int(kit.out(kit.python(code, limits=Limits(pids=6)))) <= 5
+    assert kit.out(kit.python(code, limits=Limits(pids=64))) == "20"
+
+
+@cgroup
+def test_a_bomb_that_does_not_stop_is_ended_in_time() -> None:
+    bomb = "b() { b | b & }; b; sleep 1000"
+    with kit.at_most(3):
+        done = kit.sh(bomb, limits=Limits(pids=30, wall=scaled(0.5)))
+    assert done.reason is Reason.TIMEOUT or done.returncode != 0
+
+
+# -- cpu ----------------------------------------------------------------------------------------
+
+
+@cgroup
+def test_cpu_limit_by_what_was_used() -> None:
+    """Two busy processes in a fifth of a core: quota, not luck."""
+    script = "while :; do :; done & while :; do :; done"
+    done = kit.sh(script, limits=Limits(cpu=0.2, wall=scaled(1)))
+    used = done.usage.cpu_user + done.usage.cpu_system
+    assert used <= 0.2 * done.usage.wall + 0.15
+    assert (done.usage.throttled or 0) > 0
+
+
+@cgroup
+def test_without_a_tight_cpu_limit_nothing_is_throttled() -> None:
+    done = kit.sh("i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done", limits=Limits(cpu=100))
+    assert done.usage.throttled == 0
+
+
+# -- the cgroup ---------------------------------------------------------------------------------
+
+
+@cgroup
+def test_the_payload_is_in_its_cgroup_with_every_limit_written() -> None:
+    limits = Limits(memory="64MiB", pids=16, cpu=0.5)
+    with nsbox.Popen(["sleep", "1000"], limits=limits) as process:
+        own = Path(f"/proc/{process.pid}/cgroup").read_text()
+        assert "nsbox-" in own
+        for controller in CONTROLLERS:
+            assert f"{controller}.max" in process.enforcement[controller]
+    for controller in CONTROLLERS:
+        lines = [x for x in own.splitlines() if controller in x.split(":")[1].split(",")]
+        assert all("nsbox-" in line for line in lines)
+
+
+@cgroup
+def test_the_cgroup_namespace_hides_where_it_is() -> None:
+    paths = {x.split(":", 2)[2] for x in kit.out(kit.run("cat", "/proc/self/cgroup")).splitlines()}
+    assert not any("nsbox" in path or ".." in path for path in paths if path != "/")
+    assert "/" in paths
+
+
+@cgroup
+def test_enforcement_says_by_what() -> None:
+    done = kit.run("true", limits=Limits(memory="64MiB", pids=16, cpu=1, disk="1MiB"))
+    version = probe.host().cgroup_version
+    for name, file in (("memory", "memory.max"), ("pids", "pids.max"), ("cpu", "cpu.max")):
+        assert done.enforcement[name] == f"cgroup v{version} {file}"
+    assert done.enforcement["disk"] == "tmpfs size=1048576"
+
+
+# -- what needs no cgroup -----------------------------------------------------------------------
+
+
+def test_nofile_limit() -> None:
+    code = (
+        "import os\ntry:\n    while True: last = os.dup(0)\n"
+        "except OSError as e: print(last, e.errno)"
+    )
+    assert kit.out(kit.python(code, limits=Limits(nofile=50))) == "49 24"
+    assert kit.out(kit.sh("ulimit -Hn", limits=Limits(nofile=50))) == "50"
+
+
+# -- what cannot be enforced --------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not probe_cgroup(), reason="there are cgroups here")
+@pytest.mark.parametrize("limits", [Limits(memory="64MiB"), Limits(pids=5), Limits(cpu=1)], ids=repr)
+def test_without_cgroups_a_limit_raises_and_best_effort_says_missing(limits: Limits) -> None:
+    with pytest.raises(nsbox.Unavailable) as caught:
+        nsbox.run(["true"], limits=limits)
+    assert caught.value.feature.startswith("limits.")
+    assert "Delegate=yes" in caught.value.hint
+    assert "best_effort=True" in caught.value.alternatives
+    done = kit.run("true", limits=limits, best_effort=True)
+    name = caught.value.feature.removeprefix("limits.")
+    assert done.ok
+    assert done.enforcement[name].startswith(("missing:", "RLIMIT_NPROC"))
+
+
+@pytest.mark.skipif(not probe_cgroup(), reason="there are cgroups here")
+def test_without_cgroups_the_profiles_own_limits_give_way_and_say_so() -> None:
+    done = kit.run("true")
+    assert "RLIMIT_NPROC" in done.enforcement["pids"]
+    assert done.applied["memory"].startswith("missing:")
+
+
+def _unenforced() -> list[Any]:
+    from nsbox import compile as compiler
+
+    return [pytest.param({name: value}, id=name) for name, value in NOT_YET.items()
+            if name in compiler._NOT_YET]  # fmt: skip
+
+
+@pytest.mark.parametrize("limit", _unenforced())
+def test_a_limit_that_this_version_does_not_enforce_is_refused(limit: dict[str, Any]) -> None:
+    (name,) = limit
+    with pytest.raises(nsbox.Unavailable) as caught:
+        nsbox.run(["true"], limits=Limits(**limit))
+    assert caught.value.feature == f"limits.{name}"
+    done = kit.run("true", limits=Limits(**limit), best_effort=True)
+    assert done.enforcement[name].startswith("missing:")
+
+
+WRONG = [
+    ({"memory": "256"}, "memory", "256MiB"), ({"memory": 0}, "memory", "1 MiB"),
+    ({"memory": "many"}, "memory", "size"), ({"memory": -1}, "memory", ""),
+    ({"memory": True}, "memory", ""), ({"memory": 1.5}, "memory", ""),
+    ({"swap": "1MiB"}, "swap", "memory="), ({"cpu": 0}, "cpu", "0.01"),
+    ({"cpu": "fast"}, "cpu", "cores"), ({"cpu": float("nan")}, "cpu", ""),
+    ({"pids": 0}, "pids", ""), ({"pids": "5"}, "pids", ""), ({"wall": 0}, "wall", ""),
+    ({"wall": -1}, "wall", ""), ({"output": 0}, "output", ""), ({"disk": "1KiB"}, "disk", "4 KiB"),
+    ({"inodes": 1}, "inodes", ""), ({"nofile": 1}, "nofile", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "field", "says"), WRONG, ids=lambda v: str(v))
+def test_a_wrong_limit_is_refused_when_it_is_written(
+    limit: dict[str, Any], field: str, says: str
+) -> None:
+    with pytest.raises(nsbox.SpecError, match=says) as caught:
+        Limits(**limit)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("limits", [{"memory": "1GiB"}, "1GiB", 5], ids=repr)
+def test_what_is_no_limits_is_refused(limits: Any) -> None:
+    with pytest.raises(nsbox.SpecError) as caught:
+        nsbox.run(["true"], limits=limits)
+    assert caught.value.field == "limits"

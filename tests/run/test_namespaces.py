@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any subset of namespaces, and which process is PID 1 of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from typing import Any
+
+import pytest
+from run import kit
+
+import nsbox
+
+pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+SUBSETS = [
+    (), *((kind,) for kind in kit.KINDS), ("mnt", "ipc"), ("pid", "mnt"), ("net", "uts", "ipc"),
+    ("user", "pid"), ("user", "mnt", "net"), ("cgroup", "mnt"), kit.KINDS,
+]  # fmt: skip
+PAIRS = [pair for pair in itertools.combinations(kit.KINDS, 2) if pair not in SUBSETS]
+
+
+def ids_inside(kinds: list[str], **keywords: Any) -> dict[str, str]:
+    script = "for kind in " + " ".join(kit.KINDS) + "; do readlink /proc/self/ns/$kind; done"
+    lines = kit.out(kit.sh(script, namespaces=kinds, **keywords)).split()
+    return dict(zip(kit.KINDS, lines, strict=True))
+
+
+def other_than_ours(ids: dict[str, str]) -> set[str]:
+    return {kind for kind, identity in ids.items() if identity != kit.namespace_id(kind)}
+
+
+@pytest.mark.parametrize("kinds", SUBSETS, ids=lambda kinds: "+".join(kinds) or "none")
+def test_exactly_the_namespaces_that_were_asked_for_are_new(kinds: tuple[str, ...]) -> None:
+    wanted = kit.spaces(*kinds)
+    assert other_than_ours(ids_inside(wanted)) == set(wanted)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kinds", PAIRS, ids="+".join)
+def test_every_pair_of_namespaces(kinds: tuple[str, str]) -> None:
+    assert other_than_ours(ids_inside(list(kinds), profile="none")) == set(kinds)
+
+
+@pytest.mark.parametrize("profile", ["strict", "standard"])
+def test_default_is_all_seven(profile: str) -> None:
+    script = "readlink " + " ".join(f"/proc/self/ns/{kind}" for kind in kit.KINDS)
+    ids = dict(zip(kit.KINDS, kit.out(kit.sh(script, profile=profile)).split(), strict=True))
+    assert other_than_ours(ids) == set(kit.KINDS)
+
+
+@pytest.mark.root
+def test_profile_none_shares_the_user_namespace_of_root() -> None:
+    ids = kit.out(kit.run("readlink", "/proc/self/ns/user", profile="none"))
+    assert ids == kit.namespace_id("user")
+
+
+def test_two_sandboxes_share_nothing() -> None:
+    kinds = [kind for kind in kit.KINDS]
+    with nsbox.Popen(["sleep", "1000"]) as one, nsbox.Popen(["sleep", "1000"]) as two:
+        for kind in kinds:
+            assert kit.namespace_id(kind, one.pid) != kit.namespace_id(kind, two.pid)
+
+
+def test_the_same_ids_as_lsns() -> None:
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        seen = subprocess.run(
+            ["lsns", "-n", "-o", "TYPE,NS", "-p", str(process.pid)],
+            capture_output=True, text=True, check=True,
+        ).stdout.split()  # fmt: skip
+        seen_ids = dict(zip(seen[::2], seen[1::2], strict=True))
+        for kind in kit.KINDS:
+            assert f"{kind}:[{seen_ids[kind]}]" == kit.namespace_id(kind, process.pid)
+
+
+def test_net_none_has_a_loopback_that_is_up_and_nothing_else() -> None:
+    script = "ls /sys/class/net 2>/dev/null; cut -d: -f1 /proc/self/net/dev | tail -n +3"
+    assert kit.out(kit.sh(script, proc="full")).split() == ["lo"]
+    code = (
+        "import socket\nserver = socket.create_server(('127.0.0.1', 80))\n"
+        "socket.create_connection(('127.0.0.1', 80), 5)\nprint('connected')"
+    )
+    assert kit.out(kit.python(code)) == "connected"
+
+
+def test_net_host_is_the_callers() -> None:
+    assert kit.out(kit.run("readlink", "/proc/self/ns/net", net="host")) == kit.namespace_id("net")
+
+
+# -- PID 1 --------------------------------------------------------------------------------------
+
+
+def nspid(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/status") as file:
+        return [int(number) for number in kit.status(file.read())["NSpid"].split()]
+
+
+def test_without_init_the_entrypoint_is_pid_1_with_two_pids() -> None:
+    with nsbox.Popen(["sh", "-c", "echo $$; read line"], init=False, stdin=nsbox.PIPE,
+                     stdout=nsbox.PIPE) as process:  # fmt: skip
+        assert kit.waiting(process) == "1"
+        assert nspid(process.pid)[-2:] == [process.pid, 1]
+        assert os.readlink(f"/proc/{process.pid}/exe") not in ("", "/memfd:nsbox-init (deleted)")
+
+
+def test_with_init_the_entrypoint_is_the_child_of_pid_1() -> None:
+    script = "echo $$; grep PPid /proc/self/status; cat /proc/1/comm; read line"
+    with nsbox.Popen(["sh", "-c", script], stdin=nsbox.PIPE, stdout=nsbox.PIPE) as process:
+        assert kit.waiting(process) == "2"
+        assert kit.waiting(process).split() == ["PPid:", "2"]
+        assert nspid(process.pid)[-2:] == [process.pid, 1]
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
+            (child,) = map(int, file.read().split())
+        assert nspid(child)[-2:] == [child, 2]
+
+
+def test_the_payload_sees_no_process_but_its_own() -> None:
+    seen = kit.out(kit.sh("ls /proc | grep '^[0-9]*$'")).split()
+    assert "1" not in seen or len(seen) <= 4
+    assert all(int(pid) < 20 for pid in seen)
+
+
+def test_without_a_pid_namespace_the_payload_has_one_pid() -> None:
+    kinds = kit.spaces("uts")
+    text = kit.out(kit.run("grep", "NSpid", "/proc/self/status", namespaces=kinds, init=False))
+    assert len(text.split()) == 2
+
+
+@pytest.mark.cgroup
+def test_without_a_pid_namespace_the_tree_ends_with_its_cgroup() -> None:
+    with nsbox.Popen(["sh", "-c", "setsid sleep 1000 & echo $!"], namespaces=kit.spaces("uts"),
+                     init=False, stdout=nsbox.PIPE) as process:  # fmt: skip
+        background = int(kit.waiting(process))
+        assert background > 1
+        process.wait(kit.PATIENCE)
+    assert not os.path.exists(f"/proc/{background}/exe")
+
+
+@pytest.mark.parametrize("kinds", [["time"], ["mnt", "nope"], "mnt", [""]], ids=repr)
+def test_what_is_no_namespace_is_refused(kinds: Any) -> None:
+    with pytest.raises(nsbox.SpecError) as caught:
+        nsbox.run(["true"], namespaces=kinds)
+    assert caught.value.field == "namespaces"
+
+
+@pytest.mark.user
+@pytest.mark.parametrize("kind", [kind for kind in kit.KINDS if kind != "user"])
+def test_an_ordinary_user_is_told_to_add_the_user_namespace(kind: str) -> None:
+    with pytest.raises(nsbox.Unavailable) as caught:
+        nsbox.run(["true"], namespaces=[kind])
+    assert caught.value.feature == "namespaces"
+    assert any("user" in way for way in caught.value.alternatives)

@@ -1,0 +1,675 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compile(): pure, and its plans keep the laws of order, on every host that was made up."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import scaled
+from unit.plans import HOSTS, KINDS, corpus, plan_of
+
+from nsbox.compile import PATH
+from nsbox.errors import SpecError, Unavailable
+from nsbox.host import Host
+from nsbox.names import Clone, Opcode, OpFlag, PlanFlag
+from nsbox.plan import Clone3, IdMap, MakeCgroup, OpenTree, Plan, SetLimit, Setns, Slot, Step
+from nsbox.spec import Limits, Mount, Rootfs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+pytestmark = pytest.mark.leaks_ok("compile() is pure, as its first test proves")
+
+EVERY_HOST = pytest.mark.parametrize("host", HOSTS)
+
+
+def every_plan(law: Callable[[Plan], None]) -> Callable[[], None]:
+    """A test that the law holds for every plan there is; a failure shows the one that breaks it."""
+
+    def test() -> None:
+        for name, plan in corpus().items():
+            try:
+                law(plan)
+            except AssertionError as error:
+                raise AssertionError(f"{name}: {error}\n{plan}") from error
+
+    test.__name__, test.__doc__ = law.__name__, law.__doc__
+    return test
+
+
+CREDENTIALS = {
+    Opcode.BOUNDING, Opcode.SECUREBITS, Opcode.SETGROUPS, Opcode.SETGID, Opcode.SETUID,
+    Opcode.CAPS, Opcode.AMBIENT, Opcode.NO_NEW_PRIVS,
+}  # fmt: skip
+#: They act on the tree of mounts through the old root, or build the new one over it.
+MOUNTS = {
+    Opcode.ROOT_TMPFS, Opcode.ROOT_TREE, Opcode.ROOT_HERE, Opcode.ATTACH, Opcode.MOUNT,
+    Opcode.MKDIR, Opcode.FILE, Opcode.SYMLINK,
+}  # fmt: skip
+
+
+def _code(step: Step) -> Opcode | None:
+    return getattr(step, "opcode", None)
+
+
+def _codes(plan: Plan) -> list[Opcode]:
+    return [step.opcode for _, step in plan.child_steps()]
+
+
+def _where(plan: Plan, *codes: Opcode) -> list[int]:
+    """Indexes in the timeline."""
+    return [i for i, step in enumerate(plan.steps) if _code(step) in codes]
+
+
+def _first(plan: Plan, *codes: Opcode) -> int:
+    return min(_where(plan, *codes), default=len(plan.steps))
+
+
+def _last(plan: Plan, *codes: Opcode) -> int:
+    return max(_where(plan, *codes), default=-1)
+
+
+def _rising(numbers: Iterable[int]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(numbers))
+
+
+# -- purity -----------------------------------------------------------------------------------
+
+_PURE = """
+    import sys
+
+    class Refuse:
+        def find_spec(self, name, *rest):
+            if name in ("nsbox._ffi", "nsbox._core"):
+                raise ImportError(name)
+
+    sys.meta_path.insert(0, Refuse())
+    from unit.plans import HOSTS, KINDS, plan_of
+    from nsbox.errors import Unavailable
+
+    quiet = ("object.__getattr__", "sys._getframe", "compile", "exec", "marshal.")
+
+    def hook(event, args):
+        if watching and not event.startswith(quiet):
+            raise RuntimeError(f"compile() is not pure: {event} {args}")
+
+    watching = False
+    sys.addaudithook(hook)
+    watching, plans = True, 0
+    for host in HOSTS:
+        for keywords in KINDS.values():
+            try:
+                plan = plan_of(host, **keywords)
+                plan.encode(id_slot=65536)
+                plans += bool(str(plan))
+            except Unavailable:
+                pass
+    watching = False
+    print(plans)
+"""
+
+
+def test_compile_does_no_io_and_needs_no_extension() -> None:
+    """Every kind on every host, under an audit hook that refuses files, sockets and processes."""
+    tests = Path(__file__).resolve().parents[1]
+    path = f"import sys; sys.path[:0] = {[str(tests), str(tests.parent)]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", path + textwrap.dedent(_PURE)],
+        capture_output=True, text=True, timeout=scaled(60), check=False,
+    )  # fmt: skip
+    assert not done.stderr
+    assert int(done.stdout) > 80
+
+
+@EVERY_HOST
+def test_the_same_spec_and_host_make_the_same_plan(host: str) -> None:
+    first, second = (plan_of(host, **KINDS["everything"]) for _ in range(2))
+    assert first == second
+    assert first is not second
+    assert first.encode() == second.encode()
+    assert str(first) == str(second)
+
+
+@pytest.mark.parametrize(
+    ("change", "step"),
+    [
+        pytest.param({"system": (("/opt", "dir", ""),)}, "/opt (rdonly,nosuid,nodev)", id="system"),
+        pytest.param({"devices": (("zero", 1),)}, "/dev/zero (nosuid,noexec)", id="devices"),
+        pytest.param({"controllers": ("pids",)}, "mkdir, for pids", id="controllers"),
+        pytest.param({"cgroup_version": 1}, "tasks <- 0 (pids)", id="cgroup version"),
+    ],
+)
+def test_facts_come_from_the_host_that_is_given(change: dict[str, Any], step: str) -> None:
+    changed = dataclasses.replace(HOSTS["root, v2"], **change)
+    assert step in {s.describe() for s in plan_of(changed).steps}
+    assert step not in {s.describe() for s in plan_of("root, v2").steps}
+
+
+# -- laws of order ----------------------------------------------------------------------------
+
+
+@every_plan
+def test_joins_come_before_everything_of_the_child(plan: Plan) -> None:
+    children = [step for _, step in plan.child_steps()]
+    joins = [step for step in children if isinstance(step, Setns) and step.source == "pod"]
+    assert plan.joins == len(joins)
+    assert children[: plan.joins] == joins
+    if joins:
+        assert plan.steps.index(joins[-1]) < plan.steps.index(plan.clone)
+    other = [i for i, _ in plan.child_steps()][plan.joins :]
+    assert all(i > plan.steps.index(plan.clone) for i in other)
+
+
+@every_plan
+def test_there_is_one_clone_and_its_cgroup_is_made_and_limited_before(plan: Plan) -> None:
+    clones = [i for i, step in enumerate(plan.steps) if isinstance(step, Clone3)]
+    made = [i for i, step in enumerate(plan.steps) if isinstance(step, MakeCgroup)]
+    limits = [i for i, step in enumerate(plan.steps) if isinstance(step, SetLimit)]
+    assert len(clones) == 1
+    assert len(made) <= 1
+    assert bool(made) == bool(limits)
+    assert _rising([*made, *limits, *clones])
+
+
+@every_plan
+def test_the_child_is_in_its_cgroup_before_it_does_anything_that_costs(plan: Plan) -> None:
+    made = next((step for step in plan.steps if isinstance(step, MakeCgroup)), None)
+    entered = _where(plan, Opcode.CGROUP)
+    if made is None:
+        assert not entered
+        assert not plan.clone.into_cgroup
+        return
+    if plan.clone.into_cgroup:
+        assert not entered
+        assert Slot("cgroup", "v2") in plan.passed
+        return
+    assert len(entered) == len(made.controllers)
+    others = {Opcode.CGROUP, Opcode.SETNS, Opcode.DUMPABLE, Opcode.BARRIER}
+    before = [_code(step) for step in plan.steps[: max(entered)]]
+    assert not {code for code in before if code is not None} - others
+
+
+@every_plan
+def test_a_cgroup_namespace_is_unshared_after_entering(plan: Plan) -> None:
+    """Made before, it would show the payload /../.. as its own cgroup."""
+    if not any(isinstance(step, MakeCgroup) for step in plan.steps):
+        assert not [i for i in _where(plan, Opcode.UNSHARE)
+                    if plan.steps[i].flags == Clone.NEWCGROUP]  # type: ignore[union-attr]  # fmt: skip
+        return
+    assert not plan.clone.flags & Clone.NEWCGROUP
+    for i in _where(plan, Opcode.UNSHARE):
+        assert i > _last(plan, Opcode.CGROUP)
+
+
+@every_plan
+def test_the_id_map_follows_clone_at_once(plan: Plan) -> None:
+    maps = [i for i, step in enumerate(plan.steps) if isinstance(step, IdMap)]
+    assert len(maps) == bool(plan.clone.flags & Clone.NEWUSER)
+    for i in maps:
+        assert isinstance(plan.steps[i - 1], Clone3)
+
+
+@every_plan
+def test_newuidmap_is_served_at_a_barrier_right_after_the_map(plan: Plan) -> None:
+    barriers = _where(plan, Opcode.BARRIER)
+    needed = plan.id_map is not None and plan.id_map.by == "newuidmap"
+    assert len(barriers) == needed
+    if needed:
+        assert plan.id_map is not None
+        at = plan.steps.index(plan.id_map)
+        codes = [_code(step) for step in plan.steps[at + 1 : at + 4]]
+        assert codes == [Opcode.DUMPABLE, Opcode.BARRIER, Opcode.DUMPABLE]
+        assert plan.flags & PlanFlag.FORK, "the launcher itself must never become dumpable"
+
+
+@every_plan
+def test_a_process_made_dumpable_is_a_fork_and_is_made_undumpable_again(plan: Plan) -> None:
+    values = [plan.steps[i].n for i in _where(plan, Opcode.DUMPABLE)]  # type: ignore[union-attr]
+    assert values == [1, 0] * (len(values) // 2)
+    assert not values or plan.flags & PlanFlag.FORK
+
+
+@every_plan
+def test_groups_then_gid_then_uid(plan: Plan) -> None:
+    """After setuid there is no privilege left for the other two."""
+    for i in _where(plan, Opcode.SETUID):
+        assert _code(plan.steps[i - 1]) is Opcode.SETGID
+        assert _code(plan.steps[i - 2]) is Opcode.SETGROUPS
+    assert len(_where(plan, Opcode.SETGID)) == len(_where(plan, Opcode.SETUID))
+
+
+@every_plan
+def test_credentials_are_lowered_in_the_order_that_needs_them(plan: Plan) -> None:
+    places = [
+        _last(plan, code)
+        for code in (Opcode.BOUNDING, Opcode.SECUREBITS, Opcode.SETGROUPS, Opcode.SETGID,
+                     Opcode.SETUID, Opcode.CAPS, Opcode.AMBIENT, Opcode.NO_NEW_PRIVS)
+        if code not in (Opcode.SETGROUPS, Opcode.SETGID, Opcode.SETUID)
+        or _last(plan, code) > _last(plan, *MOUNTS)  # those of set-up come before
+    ]  # fmt: skip
+    assert _rising(place for place in places if place >= 0)
+
+
+@every_plan
+def test_the_parent_s_death_signal_is_set_after_every_credential(plan: Plan) -> None:
+    """setuid, setgid and capset clear it."""
+    signals = _where(plan, Opcode.PDEATHSIG)
+    if not any(_code(step) is Opcode.EXEC for step in plan.steps) and not signals:
+        return  # a template's holder, which the launcher ends itself
+    if plan == corpus()["helper"]:
+        return
+    assert len(signals) == 1
+    assert signals[0] > _last(plan, *CREDENTIALS)
+
+
+@every_plan
+def test_nothing_that_takes_privilege_follows_the_uid(plan: Plan) -> None:
+    """Unless set-up goes on as 0 of a user namespace that is the sandbox's own."""
+    privileged = {*MOUNTS, Opcode.PIVOT, Opcode.CHROOT, Opcode.OPEN_TREE, Opcode.SYSCTL,
+                  Opcode.PROCFS, Opcode.LO_UP, Opcode.HOSTNAME, Opcode.UNSHARE, Opcode.BOUNDING,
+                  Opcode.SECUREBITS}  # fmt: skip
+    lowered = _last(plan, Opcode.SETUID, Opcode.CAPS)
+    if lowered < 0 or lowered < _last(plan, *MOUNTS):
+        return  # set-up's own ids
+    assert _last(plan, *privileged) < lowered
+
+
+@every_plan
+def test_host_trees_are_opened_with_the_caller_s_ids(plan: Plan) -> None:
+    assert _last(plan, Opcode.OPEN_TREE) < _first(plan, Opcode.SETUID, Opcode.SETGID, *MOUNTS)
+
+
+@every_plan
+def test_mounts_are_private_before_any_is_made(plan: Plan) -> None:
+    template = any(slot.kind == "mntns" for slot in plan.passed)
+    if _where(plan, *MOUNTS) and not template:
+        assert len(_where(plan, Opcode.PROPAGATION)) == 1
+        assert _first(plan, Opcode.PROPAGATION) < _first(plan, Opcode.OPEN_TREE, *MOUNTS)
+
+
+@every_plan
+def test_the_root_is_left_once_and_after_everything_was_put_in_it(plan: Plan) -> None:
+    left = _where(plan, Opcode.PIVOT, Opcode.CHROOT)
+    built = _where(plan, Opcode.ROOT_TREE, Opcode.ROOT_TMPFS)
+    assert len(left) == len(built) <= 1
+    for i in left:
+        assert i > _last(plan, *MOUNTS, Opcode.PROCFS, Opcode.SYSCTL)
+        assert i < _first(plan, Opcode.CHDIR)
+
+
+@every_plan
+def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
+    opened = [step.slot for step in plan.steps if isinstance(step, OpenTree)]
+    used = [step.slot for _, step in plan.child_steps()
+            if _code(step) in (Opcode.ATTACH, Opcode.ROOT_TREE)]  # type: ignore[union-attr]  # fmt: skip
+    assert sorted(map(str, opened)) == sorted(map(str, used))
+    assert len(set(opened)) == len(opened)
+
+
+@every_plan
+def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
+    named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
+    opened = {step.slot for step in plan.steps if isinstance(step, OpenTree)}
+    if plan.clone.into_cgroup:
+        named.add(Slot("cgroup", "v2"))
+    assert named - opened == set(plan.passed)
+
+
+@every_plan
+def test_the_end_is_signals_execing_and_nothing_but_exec(plan: Plan) -> None:
+    codes = _codes(plan)
+    at = codes.index(Opcode.EXECING)
+    if codes[-1] is Opcode.PAUSE:
+        assert codes[at:] == [Opcode.EXECING, Opcode.PAUSE]
+        assert not plan.args
+        return
+    assert codes[at - 1] is Opcode.SIGNALS
+    assert set(codes[at + 1 :]) == {Opcode.EXEC}
+    assert codes.count(Opcode.EXECING) == codes.count(Opcode.SIGNALS) == 1
+
+
+@every_plan
+def test_no_new_privs_comes_before_exec(plan: Plan) -> None:
+    for i in _where(plan, Opcode.NO_NEW_PRIVS):
+        assert _last(plan, Opcode.CAPS) < i < _first(plan, Opcode.EXEC, Opcode.PAUSE)
+
+
+@every_plan
+def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
+    """Numbers are handed out in rising order, and all others close: 3 to the last there is."""
+    numbers = [plan.steps[i].number for i in _where(plan, Opcode.FD)]  # type: ignore[union-attr]
+    assert numbers[:3] == [0, 1, 2]
+    assert _rising(numbers)
+    closed = [(plan.steps[i].n, plan.steps[i].m) for i in _where(plan, Opcode.CLOEXEC)]  # type: ignore[union-attr]
+    everything = [(n, n) for n in numbers] + closed
+    covered = sorted(everything)
+    assert covered[0][0] == 0
+    assert covered[-1][1] == (1 << 32) - 1
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(covered))
+    assert _last(plan, Opcode.FD) < _first(plan, Opcode.CLOEXEC)
+
+
+FIELD = re.compile(
+    r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts\[\d+\]|files\['.*'\]|net|"
+    r"limits(\.\w+)?|namespaces|init|profile|proc|rlimits\['\w+'\]|pass_fds|stdio|pod",
+    re.DOTALL,
+)
+
+
+@every_plan
+def test_every_step_says_which_field_asked_for_it(plan: Plan) -> None:
+    assert {step.source for step in plan.steps if not FIELD.fullmatch(step.source)} == set()
+    for step in plan.steps:
+        index = re.fullmatch(r"mounts\[(\d+)\]", step.source)
+        assert index is None or int(index[1]) < 6
+
+
+@every_plan
+def test_an_index_of_the_timeline_is_an_op_and_back(plan: Plan) -> None:
+    for op, (index, _) in enumerate(plan.child_steps()):
+        assert plan.timeline_index(op) == index
+        assert plan.op_index(index) == op
+
+
+# -- what a spec asks for ---------------------------------------------------------------------
+
+
+def _exec_paths(plan: Plan) -> list[tuple[str, bool]]:
+    return [(step.value, bool(step.flags & OpFlag.IGNORE_ENOENT))  # type: ignore[union-attr]
+            for _, step in plan.child_steps() if _code(step) is Opcode.EXEC]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "path", "tried"),
+    [
+        pytest.param("/bin/x", "/a:/b", ["/bin/x"], id="an absolute program is not searched"),
+        pytest.param("./x", "/a:/b", ["./x"], id="nor is a relative one with a slash"),
+        pytest.param("x", "/a:/b", ["/a/x", "/b/x"], id="each directory in its order"),
+        pytest.param("x", "/a", ["/a/x"], id="one directory"),
+        pytest.param("x", "/a::/b", ["/a/x", "./x", "/b/x"], id="an empty entry is here"),
+        pytest.param("x", None, [f"{d}/x" for d in PATH.split(":")], id="the default PATH"),
+    ],
+)
+def test_path_search_is_one_exec_for_each_directory(
+    program: str, path: str | None, tried: list[str]
+) -> None:
+    env = {} if path is None else {"PATH": path}
+    found = _exec_paths(plan_of(args=[program], env=env))
+    assert [path for path, _ in found] == tried
+    passed_over = [ignored for _, ignored in found]
+    assert passed_over == [True] * (len(tried) - 1) + [False], "only the last failure is told"
+
+
+def test_the_environment_is_four_variables_and_the_user_s() -> None:
+    assert dict(e.split("=", 1) for e in plan_of(env={"A": "b=c", "HOME": "/h"}).env) == {
+        "PATH": PATH, "HOME": "/h", "LANG": "C.UTF-8", "USER": "user", "A": "b=c",
+    }  # fmt: skip
+    assert "USER=root" in plan_of(user=0).env
+    assert "USER=nobody" in plan_of(user=65534).env
+
+
+@pytest.mark.parametrize("init", [True, False], ids=["init", "no init"])
+def test_pid_1_is_nsbox_init_only_when_asked_and_possible(init: bool) -> None:
+    plan = plan_of(init=init)
+    assert (Opcode.INIT in _codes(plan)) == bool(plan.flags & PlanFlag.INIT) == init
+    alone = plan_of(init=init, namespaces=["user", "mnt"])
+    assert Opcode.INIT not in _codes(alone)
+    limits = {step.file: step.value for step in plan.steps if isinstance(step, SetLimit)}
+    assert int(limits["pids.max"]) == 128 + init, "init's own place is not the payload's"
+
+
+@pytest.mark.parametrize("kinds", [("mnt",), ("user", "pid"), ("mnt", "pid", "net")], ids=str)
+def test_namespaces_are_exactly_those_asked_for(kinds: tuple[str, ...]) -> None:
+    flags = plan_of("root, no cgroup", namespaces=kinds).clone.flags
+    names = {"mnt": "NEWNS", "user": "NEWUSER", "pid": "NEWPID", "net": "NEWNET"}
+    assert {flag.name for flag in Clone if flag in flags} == {names[kind] for kind in kinds}
+
+
+def test_the_host_s_network_is_no_new_one() -> None:
+    plan = plan_of(net="host")
+    assert not plan.clone.flags & Clone.NEWNET
+    assert Opcode.LO_UP not in _codes(plan)
+    assert plan_of().clone.flags & Clone.NEWNET
+
+
+def test_a_spare_network_only_where_its_owner_would_be_the_launcher_s() -> None:
+    kinds = ["net", "mnt", "pid"]
+    host = HOSTS["root, v2"]
+    assert plan_of(host, namespaces=kinds).flags & PlanFlag.SPARE_NET
+    assert not plan_of(host, namespaces=["user", *kinds]).flags & PlanFlag.SPARE_NET
+    assert not plan_of(host, namespaces=["mnt"]).flags & PlanFlag.SPARE_NET
+    without = dataclasses.replace(host, spare_net=False)
+    assert not plan_of(without, namespaces=kinds).flags & PlanFlag.SPARE_NET
+
+
+def test_setgroups_is_denied_where_one_id_is_mapped_by_its_owner() -> None:
+    assert plan_of("user, one id").flags & PlanFlag.DENY_SETGROUPS
+    assert Opcode.SETGROUPS not in _codes(plan_of("user, one id"))
+    assert not plan_of("root, v2").flags & PlanFlag.DENY_SETGROUPS
+
+
+@EVERY_HOST
+@pytest.mark.parametrize(
+    ("user", "ids"), [(None, 1000), (0, 0), (7, 7), (65534, 65534)], ids=["default", 0, 7, 65534]
+)
+def test_the_payload_ends_as_the_user_asked_for(host: str, user: int | None, ids: int) -> None:
+    plan = plan_of(host, user=user)
+    for code in (Opcode.SETUID, Opcode.SETGID):
+        numbers = [plan.steps[i].n for i in _where(plan, code)]  # type: ignore[union-attr]
+        if plan.id_map is not None and plan.id_map.uids[0][2] == 1:
+            assert numbers == []
+            assert plan.id_map.uids[0][:2] == (ids, 1001)
+            assert plan.id_map.gids[0][:2] == (ids, 1002)
+        else:
+            assert numbers == ([0, ids] if ids else [0]), "0 for set-up, then the user"
+    assert dict(plan.applied)["user"].startswith(f"{ids}:{ids} ")
+
+
+def test_root_has_a_slot_of_ids_and_nobody_else_s() -> None:
+    id_map = plan_of("root, v2").id_map
+    assert id_map is not None
+    assert id_map.needs_slot()
+    assert id_map.uids == id_map.gids == ((0, None, 65536),)
+    assert id_map.text(id_map.uids, 1 << 20) == "0 1048576 65536\n"
+
+
+@pytest.mark.parametrize("profile", ["strict", "standard"])
+@EVERY_HOST
+def test_hardening_profiles_forbid_new_privileges(profile: str, host: str) -> None:
+    codes = _codes(plan_of(host, profile=profile))
+    assert {Opcode.NO_NEW_PRIVS, Opcode.BOUNDING, Opcode.CAPS, Opcode.KEYRING} <= set(codes)
+
+
+def test_strict_keeps_no_capability_and_locks_the_securebits() -> None:
+    plan = plan_of()
+    (caps,) = (plan.steps[i] for i in _where(plan, Opcode.CAPS))
+    (bounding,) = (plan.steps[i] for i in _where(plan, Opcode.BOUNDING))
+    (bits,) = (plan.steps[i] for i in _where(plan, Opcode.SECUREBITS))
+    assert (caps.n, caps.m, bounding.n, bits.n) == (0, 0, 0, 0xEF)  # type: ignore[union-attr]
+    assert not _where(plan, Opcode.AMBIENT)
+
+
+def test_capabilities_of_a_user_are_ambient_and_inheritable() -> None:
+    plan = plan_of(profile="standard", user=7, capabilities=["KILL", "NET_RAW"])
+    mask = 1 << 5 | 1 << 13
+    for code in (Opcode.BOUNDING, Opcode.CAPS, Opcode.AMBIENT):
+        assert [plan.steps[i].n for i in _where(plan, code)] == [mask]  # type: ignore[union-attr]
+    assert plan.steps[_first(plan, Opcode.CAPS)].m == mask  # type: ignore[union-attr]
+
+
+# -- limits -----------------------------------------------------------------------------------
+
+LIMITS: dict[str, Any] = {
+    "memory": "64MiB", "memory_high": "32MiB", "cpu": 0.5, "cpu_weight": 50, "cpuset": "0",
+    "pids": 7, "io": (("8:0", 1),), "wall": 5, "cpu_time": 5, "output": "1K", "disk": "8MiB",
+    "inodes": 99, "nofile": 33, "net_priority": 3,
+}  # fmt: skip
+WATCHED = {"wall", "output"}  # by whoever waits: no step enforces them
+
+
+def test_every_limit_is_tried_here() -> None:
+    fields = {field.name for field in dataclasses.fields(Limits)}
+    assert fields - LIMITS.keys() == {"swap", "oom_group"}
+
+
+@EVERY_HOST
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_is_enforced_by_a_step_or_refused(host: str, name: str) -> None:
+    """Never a decoration: what nothing here would enforce is an error that names it."""
+    if name in WATCHED:
+        return
+    try:
+        plan = plan_of(host, limits=Limits(**{name: LIMITS[name]}))
+    except Unavailable as error:
+        assert error.feature == f"limits.{name}"
+        assert "best_effort=True" in error.alternatives
+        lenient = plan_of(host, limits=Limits(**{name: LIMITS[name]}), best_effort=True)
+        assert dict(lenient.enforcement)[name].startswith("missing: ")
+        return
+    sources = {step.source for step in plan.steps}
+    assert f"limits.{name}" in sources or (name == "inodes" and "limits.disk" in sources)
+
+
+def test_limits_are_cgroup_v2_files_and_values() -> None:
+    limits = Limits(memory="64MiB", swap="1MiB", cpu="250m", pids=7)
+    plan = plan_of("root, v1", limits=limits)
+    assert [(s.file, s.value) for s in plan.steps if isinstance(s, SetLimit)] == [
+        ("memory.max", "67108864"), ("memory.swap.max", "1048576"), ("memory.oom.group", "1"),
+        ("pids.max", "8"), ("cpu.max", "25000 100000"),
+    ]  # fmt: skip
+    assert dict(plan.enforcement)["memory"] == "cgroup v1 memory.max"
+
+
+def test_what_only_a_profile_wants_degrades_and_says_so() -> None:
+    plan = plan_of("root, no cgroup")
+    assert not any(isinstance(step, MakeCgroup) for step in plan.steps)
+    assert dict(plan.applied)["memory"].startswith("missing: ")
+    assert any(step.describe().startswith("nproc 128:128") for step in plan.steps)
+
+
+def test_a_default_rlimit_stays_below_the_caller_s_own() -> None:
+    host = dataclasses.replace(HOSTS["root, v2"], hard_rlimits=(("nofile", 100),))
+    (step,) = (s for s in plan_of(host).steps if s.describe().startswith("nofile "))
+    assert step.describe() == "nofile 100:100"
+    with pytest.raises(Unavailable) as caught:
+        plan_of(host, limits=Limits(nofile=101))
+    assert caught.value.feature == "limits.nofile"
+    with pytest.raises(Unavailable) as caught:
+        plan_of(host, rlimits={"nofile": (1, 101)})
+    assert caught.value.feature == "rlimits['nofile']"
+
+
+@pytest.mark.parametrize("memory", [None, "8MiB", "1GiB"])
+def test_little_memory_is_never_shared_with_the_launcher(memory: str | None) -> None:
+    plan = plan_of(namespaces=["mnt", "pid"], limits=Limits(memory=memory))
+    assert bool(plan.flags & PlanFlag.FORK) == (memory == "8MiB")
+
+
+# -- what contradicts itself, or the host -----------------------------------------------------
+
+CONTRADICTIONS = [
+    ("root", {"root": "/srv", "namespaces": ["user"]}, "a root without a mount namespace"),
+    ("mounts", {"mounts": [Mount.proc()], "namespaces": ["pid"]}, "mounts without one"),
+    ("files", {"files": {"a": b""}, "namespaces": []}, "files without one"),
+    ("limits.disk", {"limits": Limits(disk="1M"), "namespaces": []}, "a disk limit without one"),
+    ("hostname", {"hostname": "a", "namespaces": ["mnt"]}, "a host name without uts"),
+    ("user", {"user": 65536}, "a uid beyond the map"),
+    ("user", {"user": "0:65536"}, "a gid beyond the map"),
+    ("groups", {"groups": [70000]}, "a group beyond the map"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "keywords"), [pytest.param(f, k, id=why) for f, k, why in CONTRADICTIONS]
+)
+def test_a_contradiction_is_a_spec_error(field: str, keywords: dict[str, Any]) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_of("root, v2", **keywords)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("feature", "keywords"),
+    [
+        pytest.param("namespaces", {"namespaces": ["mnt"]}, id="namespaces without user"),
+        pytest.param("groups", {"groups": [1]}, id="groups with one id"),
+        pytest.param("user", {"namespaces": [], "user": 0}, id="another user without a map"),
+        pytest.param(
+            "capabilities", {"namespaces": [], "capabilities": ["KILL"]}, id="capabilities it lacks"
+        ),
+    ],
+)
+def test_what_the_host_cannot_do_is_unavailable(feature: str, keywords: dict[str, Any]) -> None:
+    with pytest.raises(Unavailable) as caught:
+        plan_of("user, one id", **keywords)
+    assert caught.value.feature == feature
+
+
+@pytest.mark.parametrize(
+    ("field", "keywords"),
+    [
+        pytest.param("pass_fds", {"pass_fds": range(3, 60)}, id="descriptors in one request"),
+        pytest.param(
+            "mounts", {"mounts": [Mount.bind("/a", f"/b{i}") for i in range(200)]}, id="trees"
+        ),
+        pytest.param("files", {"files": {str(i): b"" for i in range(5000)}}, id="ops"),
+    ],
+)
+def test_more_than_a_plan_can_hold_is_refused_by_field(
+    field: str, keywords: dict[str, Any]
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_of("root, v2", **keywords)
+    assert caught.value.field.startswith(field)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "fits"),
+    [
+        pytest.param({"namespaces": ["mnt"]}, True, id="a plain root"),
+        pytest.param({"namespaces": ["mnt"], "root": "/srv"}, True, id="a read-only directory"),
+        pytest.param({}, False, id="a user namespace of its own"),
+        pytest.param({"namespaces": ["mnt"], "mounts": [Mount.proc("/p")]}, False, id="mounts"),
+        pytest.param({"namespaces": ["mnt"], "root": Rootfs.inherit()}, False, id="inherited"),
+        pytest.param(
+            {"namespaces": ["mnt"], "root": Rootfs.dir("/srv", method="chroot")}, False, id="chroot"
+        ),
+    ],
+)
+def test_a_template_holds_only_what_is_nobody_s_own(keywords: dict[str, Any], fits: bool) -> None:
+    plan = plan_of("root, v2", template=True, **keywords)
+    assert (Slot("mntns", "template") in plan.passed) == fits
+    assert (Opcode.PIVOT in _codes(plan) or Opcode.CHROOT in _codes(plan)) != fits or (
+        keywords.get("root") == Rootfs.inherit()
+    )
+
+
+# -- explain() --------------------------------------------------------------------------------
+
+def test_explain_prints_the_timeline() -> None:
+    """The whole text, for a host that no kernel changes."""
+    host = Host(system=(), devices=(("null", 0x103),), cgroup_version=1, hard_rlimits=())
+    plan = plan_of(
+        host, args=["sh", "-c", "id"], env={"PATH": "/usr/bin:/bin"}, root="/srv/root",
+        hostname="box", mounts=[Mount.bind("/srv/data", "/data")], user="7:8",
+        namespaces=["user", "mnt", "pid", "uts"], limits=Limits(memory="64MiB"), profile="none",
+    )  # fmt: skip
+    golden = Path(__file__).with_name("explain.txt").read_text()
+    assert str(plan) + "\n" == golden
+
+
+def test_explain_of_any_plan_is_a_table() -> None:
+    for name, plan in corpus().items():
+        lines = str(plan).splitlines()
+        assert len(lines) == len(plan.steps) + 1, name
+        for i, line in enumerate(lines[1:]):
+            assert line.split()[:2] == [str(i), plan.steps[i].who]
+            assert line.endswith(plan.steps[i].source)
