@@ -88,6 +88,7 @@ enum nsb_op_flag {
 	NSB_RECURSIVE = 2,     /* open_tree, readonly: submounts too */
 	NSB_CHRDEV = 4,	       /* open_tree: refuse what is not character device n */
 	NSB_MAKE_TARGET = 8,   /* attach, mount: make the destination when it is missing */
+	NSB_CHOWN = 16,	       /* mkdir: new directories belong to c:m */
 };
 
 struct nsb_op {

@@ -34,7 +34,7 @@ static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_ROOT_TREE] = { SLOT, NIL, NIL },
 	[NSB_OP_ATTACH] = { SLOT, STR, NIL },
 	[NSB_OP_MOUNT] = { STR, STR, LIST },
-	[NSB_OP_MKDIR] = { STR, NIL, NIL },
+	[NSB_OP_MKDIR] = { STR, NIL, NUM },
 	[NSB_OP_FILE] = { STR, DATA, NUM },
 	[NSB_OP_SYMLINK] = { STR, STR, NIL },
 	[NSB_OP_READONLY] = { STR, NIL, NIL },
@@ -95,21 +95,32 @@ static bool operand_ok(const struct span *s, uint8_t kind, uint32_t value, uint6
 	return false;
 }
 
-static bool vector_ok(const struct span *s, uint32_t offset)
+/* Where a vector ends; 0: it is none. */
+static uint32_t vector_end(const struct span *s, uint32_t offset)
 {
-	if (offset == 0)
-		return true;
 	if (offset % sizeof(uint64_t) || !in_pool(s, offset))
-		return false;
+		return 0;
 	for (; s->size - offset >= sizeof(uint64_t); offset += (uint32_t)sizeof(uint64_t)) {
 		uint64_t entry = *(const uint64_t *)(const void *)(s->base + offset);
 
 		if (entry == 0)
-			return true;
+			return offset + (uint32_t)sizeof(uint64_t);
 		if (entry >= s->size || !in_pool(s, (uint32_t)entry))
-			return false;
+			return 0;
 	}
-	return false;
+	return 0;
+}
+
+/* The entries of both become pointers, each once: they are one vector, or have none in common. */
+static bool vectors_ok(const struct nsb_plan *p, const struct span *s)
+{
+	uint32_t argv_end = p->argv ? vector_end(s, p->argv) : 1;
+	uint32_t envp_end = p->envp ? vector_end(s, p->envp) : 1;
+
+	if (!argv_end || !envp_end)
+		return false;
+	return !p->argv || !p->envp || p->argv == p->envp || argv_end <= p->envp ||
+	       envp_end <= p->argv;
 }
 
 static bool header_ok(const struct nsb_plan *p, const struct span *s)
@@ -120,7 +131,7 @@ static bool header_ok(const struct nsb_plan *p, const struct span *s)
 		return false;
 	if (p->uid_map && (!in_pool(s, p->uid_map) || !in_pool(s, p->gid_map)))
 		return false;
-	return vector_ok(s, p->argv) && vector_ok(s, p->envp);
+	return vectors_ok(p, s);
 }
 
 /* 0, or -EINVAL: the plan is not one that nsbox.plan could have encoded. */

@@ -63,6 +63,11 @@ int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
 				return fd;
 			cx->call = "mkdirat";
 			err = (int)nsb_sys3(__NR_mkdirat, fd, name, path[i] ? 0755 : op->n);
+			if (err == 0 && op->flags & NSB_CHOWN) {
+				cx->call = "fchownat";
+				err = (int)nsb_sys5(__NR_fchownat, fd, name, op->c, op->m,
+						    AT_SYMLINK_NOFOLLOW);
+			}
 		}
 		if (fd < 0)
 			return fd;

@@ -87,14 +87,18 @@ def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     if isinstance(keywords.get("root"), (str, os.PathLike)):
         return None
     try:
-        key = (type(args), *args, *(
-            (name, type(value), tuple(value) if type(value) is list else value)
-            for name, value in keywords.items()
-        ))  # fmt: skip
+        key = (_typed(args), *((name, _typed(value)) for name, value in keywords.items()))
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _typed(value: Any) -> object:
+    """Equal for what is equal and of the same type: True is 1, but not a user."""
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_typed(one) for one in value)
+    return type(value), value
 
 
 def _with_interpreter(spec: Spec) -> Spec:
@@ -299,6 +303,8 @@ def _converse(
                 verdict = Verdict(Reason.TIMEOUT, "" if late else "wall")
             ended = process.wait()
         conversation.drain()
+        if verdict.reason is None and any(sink.truncated for sink in sinks.values()):
+            verdict = Verdict(Reason.OUTPUT_LIMIT, "output")  # it was quicker than its reader
         assert ended is not None
         return ended, verdict, late
     finally:
@@ -316,7 +322,11 @@ def _decode(data: bytes, text: bool) -> bytes | str:
 def _as_bytes(data: Any) -> bytes:
     if data is None:
         return b""
-    return data.encode() if isinstance(data, str) else bytes(data)
+    if isinstance(data, str):
+        return data.encode()
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"input must be bytes or str, not {type(data).__name__}")
+    return bytes(data)
 
 
 def run(

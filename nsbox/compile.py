@@ -12,9 +12,13 @@ from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
 from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import (
+    MAX_OPS,
+    MAX_PASSED,
+    MAX_SLOTS,
     Clone3,
     EnterCgroup,
     MakeCgroup,
+    MakeDirs,
     Number,
     Options,
     Pair,
@@ -282,7 +286,19 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
     return build
 
 
+def _check_size(build: Build) -> None:
+    """What the core has room for, see csrc/nsb.h."""
+    for field, number, most, what in (
+        ("pass_fds", len(build.passed), MAX_PASSED, "descriptors"),
+        ("mounts", len(build.passed) + build.trees, MAX_SLOTS, "mounts of host paths"),
+        ("files", len(build.steps), MAX_OPS, "steps: fewer files= or mounts="),
+    ):
+        if number > most:
+            raise SpecError(field, f"a sandbox has at most {most} {what}, not {number}")
+
+
 def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
+    _check_size(build)
     joins = (
         1 if any(isinstance(step, Setns) and step.source == "pod" for step in build.steps) else 0
     )
@@ -367,7 +383,7 @@ def compile_template(spec: Spec, host: Host) -> Plan:
     mounts.add_root(build, parts.root)
     if build.spec.root.kind == "host":
         for path in ("/proc", mounts.TMP):
-            build.add(Text(Opcode.MKDIR, "mkdir", path, "root", n=0o755))
+            build.add(MakeDirs(path, 0o755, "root"))
     mounts.add_pivot(build)
     creds.add_descriptors(build)
     build.add(

@@ -35,8 +35,22 @@ __all__ = [
 ]
 
 
+def _again(kind: type[NsboxError], args: tuple[Any, ...], state: dict[str, Any]) -> NsboxError:
+    """A copy without ``__init__``, whose parameters are not what ``args`` holds."""
+    error = kind.__new__(kind)
+    if isinstance(error, OSError):
+        OSError.__init__(error, *args)
+    else:
+        error.args = args
+    error.__dict__.update(state)
+    return error
+
+
 class NsboxError(Exception):
-    """The base of every error that nsbox raises on purpose."""
+    """The base of every error that nsbox raises on purpose. Errors can be pickled and copied."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, dict(self.__dict__))
 
 
 class SpecError(NsboxError, ValueError):

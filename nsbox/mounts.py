@@ -10,6 +10,7 @@ from nsbox.names import MountAttr, Opcode
 from nsbox.plan import (
     Attach,
     File,
+    MakeDirs,
     NewMount,
     Options,
     Pair,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from nsbox.build import Build
     from nsbox.spec import Mount
 
-MIB = 1 << 20
+MIB, PAGE = 1 << 20, 4096
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
 TMP = "/tmp"
@@ -86,12 +87,12 @@ def add_root(build: Build, parts: RootParts) -> None:
     if parts.root is not None:
         build.add(RootTree(parts.root, "root"))
     else:
-        data = sum(len(mount.data) for mount in spec.mounts if mount.kind == "file")
+        data = sum(_pages(mount.data) for mount in spec.mounts)
         size = MIB + data
         options = (
             ("mode", "755"),
             ("size", str(size)),
-            ("nr_inodes", str(1024 + len(spec.mounts))),
+            ("nr_inodes", str(1024 + 16 * len(spec.mounts))),
         )
         build.add(Options(Opcode.ROOT_TMPFS, "root", options, _SAFE, "root"))
     for slot, path in parts.system:
@@ -102,6 +103,11 @@ def add_root(build: Build, parts: RootParts) -> None:
                 build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
         _add_etc(build)
     _add_dev(build, parts, make)
+
+
+def _pages(data: bytes) -> int:
+    """Bytes that content takes in a tmpfs."""
+    return -len(data) % PAGE + len(data)
 
 
 def _add_etc(build: Build) -> None:
@@ -132,7 +138,7 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
     if _scratch(build):
         for path in ("/dev/shm", "/dev/mqueue"):
-            build.add(Text(Opcode.MKDIR, "mkdir", path, "root", n=0o755))
+            build.add(MakeDirs(path, 0o755, "root"))
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
 
@@ -152,7 +158,7 @@ def _add_scratch(build: Build, make: bool) -> None:
     asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
     if not (asked or _scratch(build)):
         return
-    data = sum(len(content) + 4096 for _, content, _ in spec.files)
+    data = sum(2 * PAGE + _pages(content) for _, content, _ in spec.files)
     size = limits.disk if limits.disk is not None else 64 * MIB + data
     inodes = limits.inodes if limits.inodes is not None else 16384 + 2 * len(spec.files)
     room: tuple[tuple[str, str], ...] = (
@@ -168,7 +174,7 @@ def _add_scratch(build: Build, make: bool) -> None:
     for name, content, mode in spec.files:
         parent, _, _ = name.rpartition("/")
         if parent:
-            build.add(Text(Opcode.MKDIR, "mkdir", f"{TMP}/{parent}", f"files[{name!r}]", n=0o755))
+            build.add(MakeDirs(f"{TMP}/{parent}", 0o755, f"files[{name!r}]", owner))
         build.add(File(f"{TMP}/{name}", content, mode, owner, f"files[{name!r}]"))
 
 
@@ -199,6 +205,7 @@ def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, m
     source = f"mounts[{index}]"
     attrs = _SAFE | (int(MountAttr.NOEXEC) if mount.noexec else 0)
     if slot is not None:
+        _add_parent(build, mount.dst, source, make)
         build.add(Attach(slot, mount.dst, source, make))
     elif mount.kind == "tmpfs":
         options = (("mode", f"{mount.mode:o}"), ("size", str(mount.size)),
@@ -217,7 +224,7 @@ def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, m
 def _add_parent(build: Build, dst: str, source: str, make: bool) -> None:
     parent = dst.rpartition("/")[0]
     if make and parent:
-        build.add(Text(Opcode.MKDIR, "mkdir", parent, source, n=0o755))
+        build.add(MakeDirs(parent, 0o755, source))
 
 
 class MountParts:

@@ -64,6 +64,7 @@ class OpFlag(enum.IntFlag):
     RECURSIVE = 2
     CHRDEV = 4
     MAKE_TARGET = 8
+    CHOWN = 16
 
 
 class PlanFlag(enum.IntFlag):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MAGIC = 0x3142534E
 NONE = 0x7FFFFFFF
+MAX_OPS, MAX_PASSED, MAX_SLOTS = 4096, 32, 160  # NSB_MAX_*
 _HEADER = struct.Struct("<8IiIi3IQ")
 _OP = struct.Struct("<HHIIIQQ")
 
@@ -261,6 +262,27 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeDirs:
+    """A directory and those above it that are missing; *owner* (uid, gid) of the new ones."""
+
+    dst: str
+    mode: int
+    source: str
+    owner: tuple[int, int] | None = None
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "mkdir"
+    opcode: ClassVar[Opcode] = Opcode.MKDIR
+
+    def describe(self) -> str:
+        return self.dst
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        uid, gid = self.owner or (0, 0)
+        flags = int(OpFlag.CHOWN) if self.owner else 0
+        return Op(pool.text(self.dst), c=uid, n=self.mode, m=gid, flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """An op of one string."""
 
@@ -462,7 +484,7 @@ class Fd:
 
 ChildStep = (
     Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
-    | NewMount | Options | File | Pair | Groups | Fd
+    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
 )  # fmt: skip
 Step = HostStep | ChildStep
 

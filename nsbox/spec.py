@@ -31,7 +31,29 @@ def text(value: object, where: str) -> str:
     result = os.fsdecode(value)
     if "\0" in result:
         raise SpecError(where, "contains a NUL byte")
+    _encoded(result, where)
     return result
+
+
+def _encoded(value: str, where: str) -> bytes:
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as e:
+        raise SpecError(where, f"cannot be encoded: {e.reason}") from e
+
+
+def _several(value: Any, where: str) -> tuple[Any, ...]:
+    """The elements of any iterable but a string, read once."""
+    if isinstance(value, (str, bytes)):
+        raise SpecError(where, f"must be a list, such as [{value!r}]")
+    try:
+        return tuple(value)
+    except TypeError:
+        raise SpecError(where, f"{value!r} is not a list") from None
+
+
+def _mode(value: int) -> int:
+    return units.count(value, "mode", most=0o7777)
 
 
 def host_path(value: Path, where: str) -> str:
@@ -50,7 +72,7 @@ def container_path(value: Path, where: str) -> str:
     parts = [part for part in result.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise SpecError(where, f"{result!r} contains '..'")
-    if len(result) > 4000:
+    if len(_encoded(result, where)) > 4000:
         raise SpecError(where, "is longer than 4000 bytes")
     return "/" + "/".join(parts)
 
@@ -82,7 +104,7 @@ class Limits:
     cpu_weight: int | None = None
     cpuset: str | None = None
     pids: int | None = None
-    io: Any = None
+    io: Any = field(default=None, hash=False)
     wall: float | None = None
     cpu_time: float | None = None
     output: units.Size | None = None
@@ -152,7 +174,7 @@ class Mount:
         return cls(
             "tmpfs",
             container_path(dst, "dst"),
-            mode=mode,
+            mode=_mode(mode),
             size=units.size_bytes(size, "size", least=4096),
             inodes=units.count(inodes, "inodes", least=1),
             noexec=noexec,
@@ -171,12 +193,14 @@ class Mount:
     @classmethod
     def file(cls, dst: Path, data: str | bytes, mode: int = 0o644) -> Mount:
         """A file with this content, owned by the sandbox's set-up user."""
-        raw = data.encode() if isinstance(data, str) else bytes(data)
-        return cls("file", container_path(dst, "dst"), data=raw, mode=mode & 0o7777)
+        raw, _ = _file_data(data, "data")
+        return cls("file", container_path(dst, "dst"), data=raw, mode=_mode(mode))
 
     @classmethod
     def symlink(cls, dst: Path, target: Path) -> Mount:
         """A symbolic link at *dst* that says *target*."""
+        if not text(target, "target"):
+            raise SpecError("target", "is empty")
         return cls("symlink", container_path(dst, "dst"), text(target, "target"))
 
 
@@ -286,18 +310,17 @@ def _user(user: int | str | None) -> tuple[int | None, int | None]:
 def _namespaces(names: Sequence[str] | None) -> tuple[str, ...] | None:
     if names is None:
         return None
-    if isinstance(names, str):
-        raise SpecError("namespaces", f'must be a list, such as ["{names}"]')
-    for name in names:
-        if name not in NAMESPACES or name == "time":
+    wanted = _several(names, "namespaces")
+    for name in wanted:
+        if not isinstance(name, str) or name not in NAMESPACES or name == "time":
             known = ", ".join(n for n in NAMESPACES if n != "time")
             raise SpecError("namespaces", f"{name!r} is none of {known}")
-    return tuple(name for name in NAMESPACES if name in names)
+    return tuple(name for name in NAMESPACES if name in wanted)
 
 
 def _file_data(value: Any, where: str) -> tuple[bytes, int]:
     if isinstance(value, str):
-        return value.encode(), 0o644
+        return _encoded(value, where), 0o644
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value), 0o644
     raise SpecError(where, f"{type(value).__name__} is not content; use bytes, str or a Path")
@@ -315,18 +338,27 @@ def _files(files: Mapping[str, Any] | None) -> tuple[tuple[str, bytes, int], ...
         path = container_path("/" + text(name, where), where)[1:]
         if not path or text(name, where).startswith("/"):
             raise SpecError(where, "must be a relative path of a file")
-        content = value if isinstance(value, tuple) else _file_data(value, where)
-        result.append((path, *content))
+        mode = None
+        if isinstance(value, tuple) and len(value) == 2:
+            value, mode = value
+        content, default = _file_data(value, where)
+        mode = default if mode is None else units.count(mode, where, most=0o7777)
+        result.append((path, content, mode))
     return tuple(result)
 
 
 def _rlimits(rlimits: Mapping[str, Any] | None) -> tuple[tuple[str, int, int], ...]:
     result = []
+    if not isinstance(rlimits, (Mapping, type(None))):
+        raise SpecError("rlimits", "must be a mapping of names to limits")
     for name, value in (rlimits or {}).items():
         where = f"rlimits[{name!r}]"
         if name not in RLIMITS:
             raise SpecError(where, f"is none of {', '.join(RLIMITS)}")
-        soft, hard = value if isinstance(value, tuple) else (value, value)
+        pair = value if isinstance(value, tuple) else (value, value)
+        if len(pair) != 2:
+            raise SpecError(where, "must be a number, or a tuple of soft and hard")
+        soft, hard = pair
         units.count(soft, where, most=(1 << 64) - 1)
         units.count(hard, where, least=soft, most=(1 << 64) - 1)
         result.append((name, soft, hard))
@@ -336,9 +368,8 @@ def _rlimits(rlimits: Mapping[str, Any] | None) -> tuple[tuple[str, int, int], .
 def _capabilities(names: Sequence[str] | None) -> tuple[str, ...] | None:
     if names is None:
         return None
-    if isinstance(names, str):
-        raise SpecError("capabilities", f'must be a list, such as ["{names}"]')
-    wanted = {str(name).upper().removeprefix("CAP_") for name in names}
+    several = _several(names, "capabilities")
+    wanted = {str(name).upper().removeprefix("CAP_") for name in several}
     for name in sorted(wanted - set(CAPABILITIES)):
         raise SpecError("capabilities", f"{name!r} is not a capability")
     return tuple(name for name in CAPABILITIES if name in wanted)
@@ -400,9 +431,12 @@ def make_spec(
         TypeError: args is a string.
     """
     uid, gid = _user(user)
-    for i, mount in enumerate(mounts):
+    several = _several(mounts, "mounts")
+    for i, mount in enumerate(several):
         if not isinstance(mount, Mount):
             raise SpecError(f"mounts[{i}]", f"{mount!r} is not a Mount")
+        if mount.dst == "/":
+            raise SpecError(f"mounts[{i}]", "/ is for root= to say")
     if limits is not None and not isinstance(limits, Limits):
         raise SpecError("limits", f"{limits!r} is not a Limits")
     return Spec(
@@ -412,10 +446,10 @@ def make_spec(
         env=_env(env),
         uid=uid,
         gid=gid,
-        groups=tuple(units.count(g, "groups", most=_MAX_ID) for g in groups),
+        groups=tuple(units.count(g, "groups", most=_MAX_ID) for g in _several(groups, "groups")),
         capabilities=_capabilities(capabilities),
         hostname=_hostname(hostname),
-        mounts=tuple(mounts),
+        mounts=several,
         files=_files(files),
         net=_choice(net, "net", ("none", "host")),
         limits=limits or Limits(),
@@ -424,7 +458,9 @@ def make_spec(
         profile=_choice(profile, "profile", ("strict", "standard", "none")),
         proc=_choice(proc, "proc", (None, "pids", "full", "none")),
         rlimits=_rlimits(rlimits),
-        pass_fds=tuple(units.count(fd, "pass_fds", most=1023) for fd in pass_fds),
+        pass_fds=tuple(
+            units.count(fd, "pass_fds", most=1023) for fd in _several(pass_fds, "pass_fds")
+        ),
         best_effort=bool(best_effort),
     )
 

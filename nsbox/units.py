@@ -11,8 +11,9 @@ from nsbox.errors import SpecError
 Size = int | str
 Cores = int | float | str
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|i|B|)", re.ASCII)
-_POWER = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*(?:([KMGT])(iB|i|B)?|B)?", re.ASCII)
+_CORES = re.compile(r"\d{1,20}(?:\.\d{1,20})?m?", re.ASCII)
+_POWER = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _MAX = 1 << 62
 
 
@@ -59,12 +60,10 @@ def cores(value: Cores, field: str) -> float:
     result = math.nan
     if isinstance(value, str):
         text = value.strip()
-        try:
+        if _CORES.fullmatch(text):
             result = float(text[:-1]) / 1000 if text.endswith("m") else float(text)
-        except ValueError:
-            pass
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
+        result = _float(value)
     if not math.isfinite(result):
         raise SpecError(field, f'{value!r} is not a number of cores; use 0.5 or "500m"')
     if not 0.01 <= result <= 1_000_000:
@@ -74,11 +73,20 @@ def cores(value: Cores, field: str) -> float:
 
 def seconds(value: float, field: str, *, zero: bool = False) -> float:
     """A duration in seconds: finite, and more than 0 unless *zero*."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    number = _float(value) if type(value) in (int, float) else math.nan
+    if not math.isfinite(number):
         raise SpecError(field, f"{value!r} is not a number of seconds")
-    if value < 0 or (value == 0 and not zero):
+    if number < 0 or (number == 0 and not zero):
         raise SpecError(field, f"{value!r} seconds: must be more than 0")
-    return float(value)
+    return number
+
+
+def _float(value: float) -> float:
+    """As a float; infinity where an int is too large for one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def count(value: int, field: str, *, least: int = 0, most: int = _MAX) -> int:

@@ -106,14 +106,13 @@ def test_strings_that_lie_in_a_vector_end_in_the_plan(runner: Path) -> None:
     """What was text when it was checked is pointers after: a LIST must still end."""
     plan = corpus()["everything (root, v2)"]
     raw = plan.encode(id_slot=65536)
-    decoded = decode(raw)
+    decoded, moved = decode(raw), []
     for i in range(len(decoded.ops)):
         for at in (4, 8, 12):
             for offset in (decoded.header.argv, decoded.header.envp + 8):
                 place = 64 + 32 * i + at
-                _verdicts_once = raw[:place] + struct.pack("<I", offset) + raw[place + 4 :]
-                if _core.plan_check(_verdicts_once):
-                    _verdicts(runner, [_verdicts_once])
+                moved.append(raw[:place] + struct.pack("<I", offset) + raw[place + 4 :])
+    assert any(_verdicts(runner, moved))
 
 
 def test_the_runner_would_see_a_wild_read(runner: Path, tmp_path: Path) -> None:
@@ -124,5 +123,5 @@ def test_the_runner_would_see_a_wild_read(runner: Path, tmp_path: Path) -> None:
     program = tmp_path / "blind"
     subprocess.run(["gcc", *FLAGS, "-w", f"-I{CSRC}", str(HERE / "runner.c"), str(blind),
                     "-o", str(program)], check=True, timeout=scaled(120))  # fmt: skip
-    with pytest.raises(AssertionError, match="Sanitizer|runtime error"):
+    with pytest.raises(AssertionError, match=r"Sanitizer|runtime error"):
         _verdicts(program, mutants(random.Random(2), 200))

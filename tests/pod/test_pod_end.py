@@ -4,13 +4,25 @@
 from __future__ import annotations
 
 import gc
+import signal
 import time
 import warnings
 from contextlib import ExitStack
 
 import pytest
-from pod.kit import ended, events, on_term, own_process, pidfds, shell, sidecar, sleeper, wait_log
-from support import scaled
+from pod.kit import (
+    ended,
+    events,
+    on_term,
+    own_process,
+    pidfds,
+    send,
+    shell,
+    sidecar,
+    sleeper,
+    wait_log,
+)
+from support import poll_until, scaled
 
 import nsbox
 
@@ -110,6 +122,20 @@ def test_when_stop_returns_everything_is_said() -> None:
             pod.stop(grace=0)
             assert [pod[n].state.exit_code for n in "ab"] == [137, 137]
             assert (pod.phase, pod.pause_pid) == ("Failed", None)
+
+
+@pytest.mark.parametrize("verb", ["wait", "close", "stop"])
+def test_who_comes_while_it_ends_stays_until_it_has(verb: str) -> None:
+    """Pause is stopped, so that its end takes a second of the thread that sees to it."""
+    apps = [shell("a", on_term("exit 0"))]
+    with nsbox.Pod("web", apps, restart_policy="Never") as pod, pidfds(pod.pause_pid) as (pause,):
+        wait_log(pod["a"], "ready")
+        send(pod.pause_pid, signal.SIGSTOP)
+        pod["a"].current.stop(scaled(5))
+        poll_until(lambda: pod.pause_pid is None, 5)
+        getattr(pod, verb)()
+        assert ended(pause)
+        assert pod.phase == "Succeeded"
 
 
 def test_stop_and_close_again_do_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from run import kit
@@ -13,12 +12,9 @@ from support import poll_until
 
 import nsbox
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 @pytest.fixture(scope="session", autouse=True)
-def spare_network(warm_nsbox: None) -> Iterator[None]:
+def spare_network(warm_nsbox: None) -> None:
     """As root the launcher keeps one network namespace ahead, from the first use of one."""
     if kit.ROOT and os.environ.get("NSBOX_SPARE_NET") != "0":
         args = ["sleep", "1000"]
@@ -26,7 +22,6 @@ def spare_network(warm_nsbox: None) -> Iterator[None]:
             text = Path(f"/proc/{process.pid}/status").read_text()
         launcher = int(kit.status(text)["PPid"])
         poll_until(lambda: _networks(launcher) == 2, what="its own and a spare network")
-    yield
 
 
 def _networks(pid: int) -> int:

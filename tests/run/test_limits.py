@@ -172,7 +172,9 @@ def test_nofile_limit() -> None:
 
 
 @pytest.mark.skipif(not probe_cgroup(), reason="there are cgroups here")
-@pytest.mark.parametrize("limits", [Limits(memory="64MiB"), Limits(pids=5), Limits(cpu=1)], ids=repr)
+@pytest.mark.parametrize(
+    "limits", [Limits(memory="64MiB"), Limits(pids=5), Limits(cpu=1)], ids=repr
+)
 def test_without_cgroups_a_limit_raises_and_best_effort_says_missing(limits: Limits) -> None:
     with pytest.raises(nsbox.Unavailable) as caught:
         nsbox.run(["true"], limits=limits)
@@ -211,13 +213,14 @@ def test_a_limit_that_this_version_does_not_enforce_is_refused(limit: dict[str, 
 
 WRONG = [
     ({"memory": "256"}, "memory", "256MiB"), ({"memory": 0}, "memory", "1 MiB"),
-    ({"memory": "many"}, "memory", "size"), ({"memory": -1}, "memory", ""),
-    ({"memory": True}, "memory", ""), ({"memory": 1.5}, "memory", ""),
+    ({"memory": "many"}, "memory", "size"), ({"memory": -1}, "memory", "."),
+    ({"memory": True}, "memory", "."), ({"memory": 1.5}, "memory", "."),
     ({"swap": "1MiB"}, "swap", "memory="), ({"cpu": 0}, "cpu", "0.01"),
-    ({"cpu": "fast"}, "cpu", "cores"), ({"cpu": float("nan")}, "cpu", ""),
-    ({"pids": 0}, "pids", ""), ({"pids": "5"}, "pids", ""), ({"wall": 0}, "wall", ""),
-    ({"wall": -1}, "wall", ""), ({"output": 0}, "output", ""), ({"disk": "1KiB"}, "disk", "4 KiB"),
-    ({"inodes": 1}, "inodes", ""), ({"nofile": 1}, "nofile", ""),
+    ({"cpu": "fast"}, "cpu", "cores"), ({"cpu": float("nan")}, "cpu", "."),
+    ({"pids": 0}, "pids", "."), ({"pids": "5"}, "pids", "."), ({"wall": 0}, "wall", "."),
+    ({"wall": -1}, "wall", "."), ({"output": 0}, "output", "."),
+    ({"disk": "1KiB"}, "disk", "4 KiB"),
+    ({"inodes": 1}, "inodes", "."), ({"nofile": 1}, "nofile", "."),
 ]  # fmt: skip
 
 

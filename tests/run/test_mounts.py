@@ -216,7 +216,9 @@ def test_a_relative_source_counts_from_the_callers_directory(
     assert kit.out(kit.run("cat", "/f", mounts=[Mount.bind("f", "/f")])) == "relative"
 
 
-@pytest.mark.parametrize("name", ["a,b", "a:b", "a\\b", "a b", "é", "a\nb", "=", "ro,dev"], ids=repr)
+@pytest.mark.parametrize(
+    "name", ["a,b", "a:b", "a\\b", "a b", "é", "a\nb", "=", "ro,dev"], ids=repr
+)
 def test_names_with_special_characters(tmp_path: Path, name: str) -> None:
     data = kit.open_directory(tmp_path / name)
     (data / "f").write_text("ok")
@@ -299,7 +301,12 @@ def test_mounts_are_made_in_order() -> None:
 
 
 def _all_kinds(dst: str) -> list[Mount]:
-    return [Mount.bind("/usr", dst), Mount.tmpfs(dst), Mount.file(dst, "x"), Mount.symlink(dst, "x")]
+    return [
+        Mount.bind("/usr", dst),
+        Mount.tmpfs(dst),
+        Mount.file(dst, "x"),
+        Mount.symlink(dst, "x"),
+    ]
 
 
 @pytest.mark.parametrize("kind", range(4), ids=["bind", "tmpfs", "file", "symlink"])
@@ -338,7 +345,9 @@ def test_a_writable_root_gets_the_mount_points_that_are_missing(tmp_path: Path) 
     root = kit.busybox_root(tmp_path / "root")
     root.chmod(0o777)  # the root of the sandbox's user namespace is another user
     mounts = [Mount.tmpfs("/new/place"), Mount.file("/other/f", "x")]
-    assert kit.out(kit.run("cat", "/other/f", root=Rootfs.dir(root, ro=False), mounts=mounts)) == "x"
+    assert (
+        kit.out(kit.run("cat", "/other/f", root=Rootfs.dir(root, ro=False), mounts=mounts)) == "x"
+    )
     assert (root / "new/place").is_dir()
     with pytest.raises(nsbox.SetupError, match="ro=False"):
         kit.run("true", root=Rootfs.dir(root), mounts=[Mount.tmpfs("/not/there")])
@@ -352,7 +361,9 @@ def test_what_lies_below_a_read_only_mount_cannot_be_made() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="a mount over / is accepted and has no effect")
-@pytest.mark.parametrize("mount", [Mount.tmpfs("/"), Mount.bind("/usr", "/")], ids=["tmpfs", "bind"])
+@pytest.mark.parametrize(
+    "mount", [Mount.tmpfs("/"), Mount.bind("/usr", "/")], ids=["tmpfs", "bind"]
+)
 def test_a_destination_that_is_the_root_is_refused(mount: Mount) -> None:
     with pytest.raises(nsbox.SpecError):
         kit.run("true", mounts=[mount])

@@ -57,9 +57,8 @@ def test_profile_none_shares_the_user_namespace_of_root() -> None:
 
 
 def test_two_sandboxes_share_nothing() -> None:
-    kinds = [kind for kind in kit.KINDS]
     with nsbox.Popen(["sleep", "1000"]) as one, nsbox.Popen(["sleep", "1000"]) as two:
-        for kind in kinds:
+        for kind in kit.KINDS:
             assert kit.namespace_id(kind, one.pid) != kit.namespace_id(kind, two.pid)
 
 

@@ -126,7 +126,9 @@ def test_devices_are_the_hosts_and_work() -> None:
 def test_there_is_no_other_device_anywhere() -> None:
     """By stat(2): a directory entry tells of what was mounted over, not of the device."""
     prune = " ".join(f"-path {path} -prune -o" for path in ("/usr", "/proc", "/etc"))
-    script = f"find / {prune} ! -type l '(' -exec test -c {{}} ';' -o -exec test -b {{}} ';' ')' -print"
+    script = (
+        f"find / {prune} ! -type l '(' -exec test -c {{}} ';' -o -exec test -b {{}} ';' ')' -print"
+    )
     found = kit.out(kit.sh(script))
     assert set(found.split()) == {f"/dev/{name}" for name in DEVICES}
 
@@ -263,8 +265,9 @@ def _system_root(where: Path) -> Path:
 def test_a_chroot_escape_is_held(tmp_path: Path, method: str) -> None:
     mark = tmp_path / "HOSTMARK"
     mark.touch()
+    root = Rootfs.dir(_system_root(tmp_path / "root"), method=method)
     done = kit.python(
-        ESCAPE, "/tmp/x", str(mark), root=Rootfs.dir(_system_root(tmp_path / "root"), method=method),
+        ESCAPE, "/tmp/x", str(mark), root=root,
         mounts=[Mount.bind("/usr", "/usr")], capabilities=["SYS_CHROOT", "SYS_ADMIN"], **CAPABLE,
     )  # fmt: skip
     assert kit.out(done) == "held"
@@ -286,7 +289,9 @@ def test_the_chroot_escape_is_real(tmp_path: Path) -> None:
 
 def test_the_method_is_in_the_plan(box: Path) -> None:
     for method in METHODS:
-        names = [step.name for step in nsbox.explain(["id"], root=Rootfs.dir(box, method=method)).steps]
+        names = [
+            step.name for step in nsbox.explain(["id"], root=Rootfs.dir(box, method=method)).steps
+        ]
         assert method in names
         assert not set(METHODS) - {method} & set(names)
 
@@ -322,9 +327,7 @@ def test_a_missing_mount_point_is_an_error_that_says_how_to_mend_it(
 
 
 @pytest.mark.parametrize("profile", ["strict", "none"])
-def test_a_root_that_is_not_there_is_an_error_that_names_root(
-    tmp_path: Path, profile: str
-) -> None:
+def test_a_root_that_is_not_there_is_an_error_that_names_root(tmp_path: Path, profile: str) -> None:
     with pytest.raises((nsbox.SpecError, nsbox.SetupError), match="nonexistent") as caught:
         kit.run("true", root=tmp_path / "nonexistent", profile=profile)
     assert caught.value.field == "root"

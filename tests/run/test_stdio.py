@@ -7,10 +7,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from run import kit
+from support import scaled
 
 import nsbox
 
@@ -186,9 +188,13 @@ def test_flood_while_input_is_fed_does_not_block() -> None:
 
 @pytest.mark.kernel
 def test_a_grandchild_that_holds_stdout_does_not_delay_the_result() -> None:
-    with kit.at_most(0.5):
+    took = []
+    for _ in range(5):  # the machine may be busy: the quickest tells what there is to wait for
+        begin = time.monotonic()
         done = kit.sh("echo begun; setsid sleep 1000 & exit 3")
-    assert (done.returncode, done.stdout) == (3, "begun\n")
+        took.append(time.monotonic() - begin)
+        assert (done.returncode, done.stdout) == (3, "begun\n")
+    assert min(took) < scaled(0.5)
 
 
 def test_the_last_words_before_the_end_are_not_lost() -> None:

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from nsbox import compile as compiler
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
-from nsbox.plan import Plan
 from nsbox.spec import Limits, Mount, Rootfs, Spec, make_spec
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Iterator
+
+    from nsbox.plan import Plan
 
 # -- hosts ------------------------------------------------------------------------------------
 
@@ -51,7 +52,9 @@ HOSTS: dict[str, Host] = {
 
 def plan_of(host: str | Host = "root, v2", **keywords: Any) -> Plan:
     """The plan of ``run()``'s keywords on a host of HOSTS."""
-    how = {name: keywords.pop(name) for name in ("join", "join_map", "template") if name in keywords}
+    how = {
+        name: keywords.pop(name) for name in ("join", "join_map", "template") if name in keywords
+    }
     args = keywords.pop("args", ["/bin/true"])
     where = host if isinstance(host, Host) else HOSTS[host]
     return compiler.compile_spec(make_spec(args, **keywords), where, **how)

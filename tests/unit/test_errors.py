@@ -152,9 +152,7 @@ def test_an_error_says(error: Exception, text: str) -> None:
 def test_a_string_as_args_says_what_to_write_instead() -> None:
     with pytest.raises(TypeError) as caught:
         nsbox.run("ls -l")
-    assert str(caught.value) == (
-        'args must be a list; use ["sh", "-c", "ls -l"] or shlex.split()'
-    )
+    assert str(caught.value) == ('args must be a list; use ["sh", "-c", "ls -l"] or shlex.split()')
 
 
 def test_a_forgotten_unit_says_what_was_meant() -> None:

@@ -224,7 +224,9 @@ def test_public_names_are_listed_once_and_known_to_type_checkers() -> None:
 
 
 def test_public_names_have_a_docstring() -> None:
-    bare = [n for n in nsbox._WHERE if not (getattr(getattr(nsbox, n), "__doc__", "") or "").strip()]
+    bare = [
+        n for n in nsbox._WHERE if not (getattr(getattr(nsbox, n), "__doc__", "") or "").strip()
+    ]
     assert bare == []
 
 
@@ -263,7 +265,9 @@ def test_the_line_counter_counts_code_only() -> None:
 
 
 def test_the_core_is_small_enough_to_be_read() -> None:
-    sizes = {p.relative_to(ROOT).as_posix(): _code_lines(p.read_text()) for p in CSRC.rglob("*.[ch]")}
+    sizes = {
+        p.relative_to(ROOT).as_posix(): _code_lines(p.read_text()) for p in CSRC.rglob("*.[ch]")
+    }
     assert sum(sizes.values()) <= CORE_LINES, sizes
 
 

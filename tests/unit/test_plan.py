@@ -131,7 +131,7 @@ def test_the_checker_takes_every_plan() -> None:
     assert refused == []
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(specs(), st.sampled_from(sorted(HOSTS)), st.booleans())
 def test_any_spec_makes_a_plan_that_the_checker_takes(spec: Any, host: str, template: bool) -> None:
     try:

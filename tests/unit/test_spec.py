@@ -335,15 +335,13 @@ def test_a_relative_source_counts_from_here(monkeypatch: pytest.MonkeyPatch) -> 
 
 @given(st.text(st.characters(exclude_categories=("Cs",)), max_size=30))
 def test_a_container_path_never_climbs(text: str) -> None:
-    try:
-        path = container_path("/" + text, "dst")
-    except SpecError as error:
-        assert error.field == "dst"
-        assert "\0" in text or ".." in text.split("/") or len(text) > 4000
-    else:
-        assert path == "/" or not path.endswith("/")
-        assert path.startswith("/")
-        assert not {"", ".", ".."} & set(path.split("/")[1:]) or path == "/"
+    if "\0" in text or ".." in text.split("/"):
+        with pytest.raises(SpecError, match=r"^dst: "):
+            container_path("/" + text, "dst")
+        return
+    path = container_path("/" + text, "dst")
+    assert path.startswith("/")
+    assert path == "/" or not {"", ".", ".."} & set(path.split("/")[1:])
 
 
 # -- what is right ----------------------------------------------------------------------------
@@ -426,7 +424,11 @@ def test_files_are_bytes_with_a_mode(tmp_path: Path) -> None:
     spec = command.build_spec(
         ["true"], {"files": {"a": "ü", "b/./c": bytearray(b"1"), "x": program}}
     )
-    assert spec.files == (("a", "ü".encode(), 0o644), ("b/c", b"1", 0o644), ("x", b"\x7fELF", 0o751))
+    assert spec.files == (
+        ("a", "ü".encode(), 0o644),
+        ("b/c", b"1", 0o644),
+        ("x", b"\x7fELF", 0o751),
+    )
 
 
 def test_rlimits_are_soft_and_hard() -> None:

@@ -20,7 +20,7 @@ for module in /mod/*; do
     insmod "$module" || echo "nsbox-vm: insmod $module failed"
 done
 
-# The host's / is never written: cache=loose is safe and saves most round trips.
+# cache=loose saves most round trips; the price is that a file must not change meanwhile.
 mount -t 9p -o "ro,$P9,access=any,cache=loose" root /lower || die "cannot mount the host's root"
 mount -t tmpfs -o mode=0755,size=75% upper /overlay || die "cannot mount a tmpfs"
 mkdir /overlay/upper /overlay/work
@@ -53,9 +53,10 @@ mkdir -p "$N/lib/modules/$RELEASE"
 
 IFS='
 '
-for dir in $RO; do
+for pair in $RO; do # directory of the host, tab, place here
+    dir=${pair#*	}
     mkdir -p "$N$dir"
-    mount --bind "/lower$dir" "$N$dir" || die "cannot show $dir"
+    mount --bind "/lower${pair%%	*}" "$N$dir" || die "cannot show $dir"
 done
 i=0 # access=user: what a user makes there is theirs
 for dir in $RW; do

@@ -8,7 +8,7 @@
 Each pair of kernel and user is one machine (see vmrun.py) and in it one pytest process: starting
 Python is what costs most there. Programs run about ten times slower than here, so tests multiply
 their time-outs by NSBOX_TIMEOUT_SCALE. A skip of what these machines can do counts as a failure:
-NSBOX_REQUIRE lists it.
+NSBOX_REQUIRE lists it. What is tested is a copy of the tree, taken at the start.
 
 Exit code: 0 when tests ran and all passed or were skipped; 1 otherwise; 2: cannot run at all.
 """
@@ -19,6 +19,7 @@ import argparse
 import concurrent.futures
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from kernels import SERIES, SetupError
 from vmrun import DIED, TIMED_OUT, Guest, Machine, hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import FrameType
 
 HERE = Path(__file__).resolve().parent
@@ -41,6 +42,7 @@ CHECKOUT = HERE.parents[1]
 TIMEOUT_SCALE = 10
 TAIL_PASSED = 8  # lines of pytest's output shown
 TAIL_FAILED = 300
+NOT_TESTED = (".git", ".venv", ".hypothesis", ".*_cache", "build", "dist")
 
 
 @dataclass(frozen=True)
@@ -78,27 +80,37 @@ class Result:
         return not self.failed and not self.problem
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share. *shown* is Guest.ro; *work* a private directory for their reports."""
+
+    python: Path
+    files: Sequence[str]
+    pytest_args: Sequence[str]
+    shown: Mapping[Path, Path]
+    work: Path
+    timeout_s: float
+
+
 class Run:
     """One kernel, one user, one pytest process."""
 
-    def __init__(self, series: str, user: User, args: argparse.Namespace, files: list[str]) -> None:
+    def __init__(self, series: str, user: User, plan: Plan) -> None:
         """Find the kernel, fetching it if need be; nothing is started."""
         self.kernel = kernels.find(series)
         self.user = user
-        self._share = tempfile.TemporaryDirectory(prefix="nsbox-kernels-")
-        self._out = Path(self._share.name, "out")
+        self._out = plan.work / f"{series}-{user.name}"
         self._out.mkdir()
         self._out.chmod(0o777)  # whatever uid the user has there; its parent is 0700 here
         self._junit = self._out / "junit.xml"
         self._log = kernels.cache_dir() / "logs" / f"{series}-{user.name}.log"
         self._output: list[str] = []
-        self.machine = Machine(self._guest(args, files), self._output.append)
+        self.machine = Machine(self._guest(plan), self._output.append)
 
     def execute(self) -> Result:
         """Boot, test, and read the report."""
-        with self._share:
-            outcome = self.machine.run()
-            passed, failed, skipped = _counts(self._junit)
+        outcome = self.machine.run()
+        passed, failed, skipped = _counts(self._junit)
         problem = _problem(outcome.code)
         if problem and not failed:
             failed = 1  # the run itself
@@ -116,27 +128,57 @@ class Run:
             output=self._output,
         )
 
-    def _guest(self, args: argparse.Namespace, files: list[str]) -> Guest:
-        pytest = [str(args.python), "-m", "pytest", "-m", "kernel", "-p", "no:cacheprovider", "-q"]
+    def _guest(self, plan: Plan) -> Guest:
+        pytest = [str(plan.python), "-m", "pytest", "-m", "kernel", "-p", "no:cacheprovider", "-q"]
         pytest += ["--color=no", f"--junitxml={self._junit}"]
         pytest += ["-o", f"faulthandler_timeout={60 * TIMEOUT_SCALE}"]
-        pytest += [*shlex.split(args.pytest_args), *files]
-        venv = args.python.parent.parent
         return Guest(
             kernel=self.kernel,
-            command=f"exec {shlex.join(pytest)}",
+            command=f"exec {shlex.join([*pytest, *plan.pytest_args, *plan.files])}",
             uid=self.user.uid,
             cwd=CHECKOUT,
             rw=(self._out,),
-            ro=hidden([CHECKOUT, venv, args.tests]),
+            ro=plan.shown,
             env={
                 "NSBOX_TIMEOUT_SCALE": str(TIMEOUT_SCALE),
                 "NSBOX_REQUIRE": self.user.require,
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "COLUMNS": "100",
             },
-            timeout_s=args.timeout,
+            timeout_s=plan.timeout_s,
         )
+
+
+def make_plan(args: argparse.Namespace, work: Path) -> Plan:
+    """Collect the tests, and copy what is tested into *work*."""
+    files = collect(args.python, args.tests)
+    shown = {CHECKOUT: snapshot(work / "tree")}
+    # resolving the interpreter itself would leave the virtual environment
+    others = [args.python.parents[1], args.tests]
+    shown |= hidden([path for path in others if not path.is_relative_to(CHECKOUT)])
+    if (CHECKOUT / ".venv").exists():
+        shown[CHECKOUT / ".venv"] = CHECKOUT / ".venv"
+    return Plan(args.python, files, shlex.split(args.pytest_args), shown, work, args.timeout)
+
+
+def snapshot(target: Path) -> Path:
+    """Copy the checkout to *target*, readable by everybody.
+
+    A guest must not see files change. And machines that test for minutes should test the same.
+
+    Raises:
+        SetupError: files came and went meanwhile.
+    """
+    try:
+        shutil.copytree(CHECKOUT, target, symlinks=True, ignore=shutil.ignore_patterns(*NOT_TESTED))
+    except shutil.Error as error:
+        raise SetupError(f"the checkout changes while it is copied; try again: {error}") from error
+    (target / ".venv").mkdir()  # the place for the real one
+    for path in (target, *target.rglob("*")):
+        if not path.is_symlink():
+            mode = path.stat().st_mode
+            path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
+    return target
 
 
 def collect(python: Path, tests: Path) -> list[str]:
@@ -237,7 +279,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--timeout", type=float, default=1800.0, metavar="SECONDS", help="for each machine")
     args = parser.parse_args(argv)
     args.tests = args.tests.resolve()
-    args.python = args.python.absolute()  # resolved it would leave the virtual environment
+    args.python = args.python.absolute()
     return args
 
 
@@ -249,10 +291,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.python.exists():
             raise SetupError(f"{args.python} not found; run: make dev")
         kernels.require(kernels.RUN_TOOLS)
-        files = collect(args.python, args.tests)
         users = [user for user in USERS if args.only in (None, user.name)]
-        runs = [Run(s, user, args, files) for s in args.kernel or SERIES for user in users]
-        results = run_all(runs, args.jobs)
+        with tempfile.TemporaryDirectory(prefix="nsbox-kernels-") as work:
+            plan = make_plan(args, Path(work))
+            runs = [Run(s, user, plan) for s in args.kernel or SERIES for user in users]
+            print(f"{len(plan.files)} files on {len(runs)} machines, {args.jobs} at a time", flush=True)
+            results = run_all(runs, args.jobs)
     except SetupError as error:
         print(f"test_kernels: {error}", file=sys.stderr)
         return 2

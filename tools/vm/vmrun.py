@@ -57,9 +57,12 @@ class Guest:
     """What to run, and on which machine.
 
     *command* is a script for /bin/sh; *uid* who runs it, 0 or an ordinary user, who need not
-    exist here; *cwd* where. Directories in *rw* are writable in the guest at the same path, those
-    in *ro* visible though they lie under /tmp or another directory that is the guest's own.
-    *disk_mib* > 0 mounts a fresh ext4 of that size at /mnt.
+    exist here; *cwd* where. Directories in *rw* are writable in the guest at the same path. *ro*
+    says which directory of the host (value) is seen at a path of the guest (key): for what lies
+    under /tmp, which is the guest's own, or to put one in the place of another; the order counts.
+    Files of the host must not change while the guest runs: it would see them cut off or padded,
+    for it keeps what it has learned of them. *disk_mib* > 0 mounts a fresh ext4 of that size at
+    /mnt.
     """
 
     kernel: Kernel
@@ -67,7 +70,7 @@ class Guest:
     uid: int = 0
     cwd: Path = Path("/")
     rw: tuple[Path, ...] = ()
-    ro: tuple[Path, ...] = ()
+    ro: Mapping[Path, Path] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
     cpus: int = 2
     memory_mib: int = 1024
@@ -151,10 +154,10 @@ class Machine:
                 self._on_line(line.decode(errors="replace").rstrip("\r\n"))
 
 
-def hidden(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """Those of *paths* that a guest does not see unless they are shared with it."""
+def hidden(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Those of *paths* that a guest does not see unless shown, in the form of Guest.ro."""
     resolved = (p.resolve() for p in paths)
-    return tuple(p for p in resolved if any(p.is_relative_to(fresh) for fresh in FRESH))
+    return {p: p for p in resolved if any(p.is_relative_to(fresh) for fresh in FRESH)}
 
 
 def _prepare(guest: Guest, work: Path) -> list[str]:
@@ -199,10 +202,15 @@ def _share(tag: str, path: Path, *options: str) -> list[str]:
 def _config(guest: Guest) -> dict[str, str]:
     """The variables that init.sh and guest.sh read; lists have one item a line."""
     name, gid, passwd = _account(guest.uid)
-    ro = [str(p.resolve()) for p in guest.ro]
-    rw = [str(p.resolve()) for p in guest.rw]
+    rw = [p.resolve() for p in guest.rw]
     cwd = guest.cwd.resolve()
-    opened = {str(d) for p in (cwd, *map(Path, ro + rw)) for d in p.parents}
+    mounted = (*guest.ro, *rw)
+    opened = {
+        str(parent)
+        for path in (cwd, *mounted)
+        for parent in path.parents
+        if not any(parent.is_relative_to(m) for m in mounted)
+    }
     exports = (f"export {key}={shlex.quote(value)}" for key, value in guest.env.items())
     return {
         "RELEASE": guest.kernel.release,
@@ -212,8 +220,8 @@ def _config(guest: Guest) -> dict[str, str]:
         "PASSWD": passwd,
         "SUBID": "" if _has_subids(name) else f"{name}:100000:65536",
         "HOME_DIR": "/tmp/home" if guest.uid else "/root",
-        "RO": "\n".join(ro),
-        "RW": "\n".join(rw),
+        "RO": "\n".join(f"{host.resolve()}\t{there}" for there, host in guest.ro.items()),
+        "RW": "\n".join(map(str, rw)),
         "OPEN": "\n".join(sorted(opened)),
         "CWD": str(cwd),
         "SETPRIV": kernels.which("setpriv") or "",  # by path: busybox has a lesser one
@@ -301,7 +309,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             uid=args.user,
             cwd=args.cwd,
             rw=tuple(args.rw),
-            ro=tuple(args.ro),
+            ro={p.resolve(): p for p in args.ro},
             env=dict(item.split("=", 1) for item in args.env),
             cpus=args.cpus,
             memory_mib=args.memory,

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Popen beside subprocess.Popen: the same attributes and methods, and what it adds."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+import warnings
+from typing import Any
+
+import pytest
+from run import kit
+from support import poll_until, scaled
+
+import nsbox
+
+pytestmark = pytest.mark.userns
+NOT_NONE = "a stream that was relayed comes back empty, not as None"
+BOTH = pytest.mark.parametrize("make", [subprocess.Popen, nsbox.Popen], ids=["subprocess", "nsbox"])
+
+
+# -- the same for both --------------------------------------------------------------------------
+
+
+@BOTH
+def test_poll_is_none_while_it_runs_then_the_code(make: Any) -> None:
+    with make(["sh", "-c", "read line; exit 5"], stdin=subprocess.PIPE) as process:
+        assert process.poll() is None
+        assert process.returncode is None
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        assert process.wait(kit.PATIENCE) == 5
+        assert process.poll() == process.returncode == 5
+
+
+@BOTH
+def test_wait_with_a_timeout_raises_and_it_goes_on(make: Any) -> None:
+    with make(["sleep", "1000"]) as process:
+        with pytest.raises(subprocess.TimeoutExpired) as caught:
+            process.wait(timeout=0.05)
+        assert caught.value.timeout == 0.05
+        assert process.poll() is None
+        process.kill()
+        assert process.wait(kit.PATIENCE) == -signal.SIGKILL
+
+
+@BOTH
+def test_communicate_feeds_and_collects(make: Any) -> None:
+    with make(["sh", "-c", "cat; echo err >&2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+              stderr=subprocess.PIPE) as process:  # fmt: skip
+        assert process.communicate(b"hello", timeout=kit.PATIENCE) == (b"hello", b"err\n")
+        assert process.returncode == 0
+
+
+@BOTH
+def test_communicate_a_mebibyte_both_ways(make: Any) -> None:
+    data = os.urandom(1 << 20)
+    with make(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.communicate(data)[0] == data
+
+
+@BOTH
+def test_communicate_without_pipes_waits(make: Any) -> None:
+    with make(["true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        assert process.communicate() == (None, None)
+        assert process.returncode == 0
+
+
+@BOTH
+def test_communicate_after_its_end(make: Any) -> None:
+    with make(["sh", "-c", "echo out"], stdout=subprocess.PIPE) as process:
+        process.wait(kit.PATIENCE)
+        assert process.communicate()[0] == b"out\n"
+
+
+@BOTH
+def test_streams_can_be_talked_over(make: Any) -> None:
+    with make(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        for word in (b"one\n", b"two\n"):
+            process.stdin.write(word)
+            process.stdin.flush()
+            assert process.stdout.readline() == word
+        process.stdin.close()
+        assert process.stdout.read() == b""
+
+
+@BOTH
+def test_text_streams(make: Any) -> None:
+    with make(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert isinstance(process.stdout, io.TextIOBase)
+        process.stdin.write("é\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "é\n"
+        assert process.communicate("rest")[0] == "rest"
+
+
+@BOTH
+def test_streams_that_are_no_pipes_are_none(make: Any) -> None:
+    with make(["true"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        assert (process.stdin, process.stdout, process.stderr) == (None, None, None)
+
+
+@BOTH
+def test_signals(make: Any) -> None:
+    for send, number in ((lambda p: p.terminate(), 15), (lambda p: p.kill(), 9),
+                         (lambda p: p.send_signal(signal.SIGUSR1), 10)):  # fmt: skip
+        with make(["sleep", "1000"]) as process:
+            send(process)
+            assert process.wait(kit.PATIENCE) == -number
+
+
+@BOTH
+def test_signals_after_the_end_are_nothing(make: Any) -> None:
+    with make(["true"]) as process:
+        process.wait(kit.PATIENCE)
+        process.terminate()
+        process.kill()
+        process.send_signal(signal.SIGTERM)
+        assert process.returncode == 0
+
+
+@BOTH
+def test_args_and_pid(make: Any) -> None:
+    with make(["sleep", "1000"]) as process:
+        assert process.args == ["sleep", "1000"]
+        assert process.pid > 1
+        assert os.path.exists(f"/proc/{process.pid}")
+        process.kill()
+
+
+@BOTH
+def test_a_missing_program_is_file_not_found(make: Any) -> None:
+    with pytest.raises(FileNotFoundError):
+        make(["/usr/bin/nsbox-no-such-program"])
+
+
+@BOTH
+def test_a_program_that_is_not_executable_is_permission(make: Any) -> None:
+    with pytest.raises(OSError, match="Permission denied") as caught:
+        make(["/usr/lib/os-release"])
+    assert caught.value.errno == 13
+
+
+# -- what nsbox adds ----------------------------------------------------------------------------
+
+
+@pytest.mark.kernel
+def test_leaving_the_context_ends_what_still_runs() -> None:
+    with kit.at_most(2):
+        with nsbox.Popen(["sleep", "1000"]) as process:
+            pid = process.pid
+            assert pid > 1
+        assert not os.path.exists(f"/proc/{pid}/exe")
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_close_is_idempotent_and_keeps_the_result() -> None:
+    process = nsbox.Popen(["sh", "-c", "exit 4"])
+    assert process.wait(kit.PATIENCE) == 4
+    for _ in range(3):
+        process.close()
+    assert process.returncode == process.wait() == process.poll() == 4
+
+
+@pytest.mark.kernel
+def test_pidfd_and_fileno_become_readable_at_the_end() -> None:
+    with nsbox.Popen(["cat"], stdin=nsbox.PIPE) as process:
+        assert os.readlink(f"/proc/self/fd/{process.pidfd}").startswith(("anon_inode", "pidfd"))
+        assert select.select([process.pidfd], [], [], 0)[0] == []
+        process.stdin.close()
+        assert select.select([process.pidfd], [], [], kit.PATIENCE)[0]
+        assert select.select([process], [], [], kit.PATIENCE)[0]
+        assert poll_until(lambda: process.poll() is not None)
+        assert process.pidfd == -1
+
+
+def test_usage_reason_and_enforcement() -> None:
+    with nsbox.Popen(["true"], limits=nsbox.Limits(disk="1MiB")) as process:
+        assert process.usage() is None or process.returncode is not None
+        process.wait(kit.PATIENCE)
+        usage = process.usage()
+        assert usage is not None
+        assert 0 < usage.wall < kit.PATIENCE
+        assert usage.memory_peak > 0
+        assert process.reason is nsbox.Reason.EXITED
+        assert process.enforcement["disk"] == "tmpfs size=1048576"
+        assert process.applied["no_new_privs"] == "set"
+        assert str(process.explain()).count("\n") > 10
+
+
+def test_repr_says_the_state() -> None:
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        assert repr(process) == f"<nsbox.Popen 'sleep' running as {process.pid}>"
+        process.kill()
+        process.wait(kit.PATIENCE)
+        assert repr(process) == "<nsbox.Popen 'sleep' returned -9>"
+
+
+def test_one_that_was_forgotten_warns_and_is_ended() -> None:
+    process = nsbox.Popen(["sleep", "1000"])
+    pid = process.pid
+    assert pid > 1
+    held = [process]
+    del process
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        held.clear()
+    gc.collect()
+    poll_until(lambda: not os.path.exists(f"/proc/{pid}/exe"), what="its end")
+
+
+def test_one_that_was_waited_for_does_not_warn() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        process = nsbox.Popen(["true"])
+        process.wait(kit.PATIENCE)
+        del process
+        gc.collect()
+
+
+def test_output_that_is_not_piped_is_relayed(capfd: pytest.CaptureFixture[str]) -> None:
+    with nsbox.Popen(
+        ["sh", "-c", "echo out; echo err >&2; read line"], stdin=nsbox.PIPE
+    ) as process:
+        seen = {"out": "", "err": ""}
+
+        def both() -> bool:
+            out, err = capfd.readouterr()
+            seen["out"] += out
+            seen["err"] += err
+            return seen == {"out": "out\n", "err": "err\n"}
+
+        poll_until(both, what="relayed output")
+        process.stdin.close()
+        process.wait(kit.PATIENCE)
+
+
+def test_relayed_output_of_the_last_moment_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
+    with nsbox.Popen(["sh", "-c", "head -c 50000 /dev/zero; echo last"]) as process:
+        process.wait(kit.PATIENCE)
+    assert capfd.readouterr().out == "\0" * 50000 + "last\n"
+
+
+def test_communicate_beside_a_relay(capfd: pytest.CaptureFixture[str]) -> None:
+    with nsbox.Popen(["sh", "-c", "echo out; echo err >&2"], stdout=nsbox.PIPE) as process:
+        assert process.communicate()[0] == b"out\n"
+    assert capfd.readouterr().err == "err\n"
+
+
+@pytest.mark.xfail(strict=True, reason=NOT_NONE)
+def test_communicate_returns_none_for_what_is_no_pipe() -> None:
+    with nsbox.Popen(["true"], stdout=nsbox.PIPE) as process:
+        assert process.communicate() == (b"", None)
+
+
+def test_communicate_with_a_timeout_ends_it() -> None:
+    with nsbox.Popen(["sh", "-c", "echo out; exec sleep 1000"], stdout=nsbox.PIPE) as process:
+        with pytest.raises(nsbox.TimeoutExpired):
+            process.communicate(timeout=scaled(0.2))
+        assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.xfail(strict=True, reason="communicate() drops what it had collected")
+def test_communicate_with_a_timeout_carries_what_there_was() -> None:
+    with nsbox.Popen(["sh", "-c", "echo out; exec sleep 1000"], stdout=nsbox.PIPE) as process:
+        with pytest.raises(nsbox.TimeoutExpired) as caught:
+            process.communicate(timeout=scaled(0.2))
+        assert caught.value.output == b"out\n"
+
+
+def test_a_failed_start_leaves_the_callers_descriptors() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    for keywords in ({"cwd": "/nonexistent"}, {"mounts": [nsbox.Mount.bind("/nonexistent", "/x")]}):
+        with pytest.raises(nsbox.SetupError):
+            nsbox.Popen(["true"], stdin=nsbox.PIPE, stdout=nsbox.PIPE, **keywords)
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_many_at_once_from_many_threads() -> None:
+    codes: dict[int, list[int]] = {}
+
+    def work(number: int) -> None:
+        codes[number] = [kit.sh(f"exit {number}").returncode for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == {number: [number] * 5 for number in range(8)}
+
+
+def test_it_outlives_the_thread_that_started_it() -> None:
+    started: list[nsbox.Popen] = []
+    args = ["sh", "-c", "read line; echo $line"]
+    thread = threading.Thread(
+        target=lambda: started.append(nsbox.Popen(args, stdin=nsbox.PIPE, stdout=nsbox.PIPE))
+    )
+    thread.start()
+    thread.join()
+    with started[0] as process:
+        assert process.poll() is None
+        assert process.communicate(b"alive\n")[0] == b"alive\n"
+
+
+def test_nobody_else_can_take_the_exit_status() -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        for code in range(5):
+            with nsbox.Popen(["sh", "-c", f"exit {code}"]) as process:
+                with pytest.raises(ChildProcessError):
+                    os.waitpid(process.pid, 0)
+                assert process.wait(kit.PATIENCE) == code
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_handle_in_a_forked_child_is_a_clear_error() -> None:
+    read, write = os.pipe()
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        child = os.fork()
+        if child == 0:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except nsbox.StateError as error:
+                os.write(write, error.status.encode())
+            finally:
+                os._exit(0)
+        assert child > 0
+        os.waitpid(child, 0)
+        assert os.read(read, 100) == b"foreign"
+        assert process.poll() is None
+    os.close(read)
+    os.close(write)
+
+
+def test_wait_is_woken_by_the_end_not_by_polling() -> None:
+    with nsbox.Popen(["sleep", "0.2"]) as process:
+        begin = time.process_time()
+        process.wait(kit.PATIENCE)
+        assert time.process_time() - begin < 0.1
