@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import io
 import os
@@ -149,7 +150,12 @@ def launch(
     parent = launcher.current()
     plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
-    descriptors.update({Slot("pass", fd): fd for fd in spec.pass_fds})
+    for fd in spec.pass_fds:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as e:
+            raise SpecError("pass_fds", f"descriptor {fd} is not open") from e
+        descriptors[Slot("pass", fd)] = fd
     template = -1
     try:
         for slot in plan.passed:
@@ -589,6 +595,7 @@ class Popen:
                 os.set_blocking(fd, False)
                 self._stdio.ours[number] = fd
         sinks = _sinks(self._stdio, self.spec.limits.output_bytes, self._keep)
+        sinks = {n: sink for n, sink in sinks.items() if n in self._keep}  # others are relayed
         self._process.wall = None
         if self._ended is None:
             left = (
@@ -605,12 +612,13 @@ class Popen:
             for sink in sinks.values():
                 while sink.read() and not sink.truncated:
                     pass
-        out, err = (
-            _decode(bytes(sinks[n].kept), self._text) if n in sinks else None for n in (1, 2)
+        assert self._ended is not None
+        done = _completed(
+            self.spec, self._process, self._ended, self._verdict, sinks, self._keep, self._text
         )
         if late:
-            raise TimeoutExpired(self.args, timeout or 0.0, None)
-        return out, err
+            raise TimeoutExpired(self.args, timeout or 0.0, done)
+        return done.stdout, done.stderr
 
     def send_signal(self, sig: int) -> None:
         """To the payload; nothing when it has ended."""

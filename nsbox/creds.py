@@ -109,17 +109,14 @@ def add_credentials(build: Build) -> None:
     lowers = kept != has
     if lowers and build.capable:
         build.add(Number(Opcode.BOUNDING, "bounding", capability_names(kept), kept, "capabilities"))
-    as_user = bool(kept) and build.uid != 0
-    bits = profile.securebits or (int(SecureBit.NO_SETUID_FIXUP) if as_user else 0)
-    if bits and build.capable:
-        build.add(Number(Opcode.SECUREBITS, "securebits", f"{bits:#x}", bits, "profile"))
-    _add_ids(build)
-    if lowers or as_user:
-        inheritable = kept if as_user else 0
-        build.add(Number(Opcode.CAPS, "capabilities", capability_names(kept), kept,
-                         "capabilities", inheritable))  # fmt: skip
-    if as_user:
-        build.add(Number(Opcode.AMBIENT, "ambient", capability_names(kept), kept, "capabilities"))
+    if kept and (build.uid != 0 or profile.securebits):
+        _add_kept(build, kept, has)
+    else:
+        if profile.securebits and build.capable:
+            build.add(_securebits(profile.securebits))
+        _add_ids(build)
+        if lowers:
+            build.add(_caps(kept, 0))
     if profile.no_new_privs:
         build.add(Simple(Opcode.NO_NEW_PRIVS, "no-new-privs", "", "profile"))
     build.applied["capabilities"] = capability_names(kept)
@@ -127,6 +124,27 @@ def add_credentials(build: Build) -> None:
     build.applied["user"] = f"{build.uid}:{build.gid} ({build.id_map or 'not mapped'})"
     if spec.profile != "none" and not build.capable:
         build.applied["bounding"] = "missing: needs root or a user namespace"
+
+
+def _securebits(bits: int) -> Number:
+    return Number(Opcode.SECUREBITS, "securebits", f"{bits:#x}", bits, "profile")
+
+
+def _caps(permitted: int, inheritable: int) -> Number:
+    names = capability_names(permitted)
+    return Number(Opcode.CAPS, "capabilities", names, permitted, "capabilities", inheritable)
+
+
+def _add_kept(build: Build, kept: int, has: int) -> None:
+    """Capabilities that outlive setuid and execve: by the ambient set, locked only afterwards."""
+    build.add(_securebits(int(SecureBit.NO_SETUID_FIXUP)))
+    _add_ids(build)
+    build.add(
+        _caps(has, kept),
+        Number(Opcode.AMBIENT, "ambient", capability_names(kept), kept, "capabilities"),
+        _securebits(build.profile.securebits),
+        _caps(kept, kept),
+    )
 
 
 def _add_ids(build: Build) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsbox import _core, launcher, probe, registry
 from nsbox.cgroup import Cgroup, CgroupStats, parents
 from nsbox.errors import CommandNotFound, SetupError, StateError
-from nsbox.names import At, Kind
+from nsbox.names import At, Kind, PlanFlag
 from nsbox.plan import IdMap, MakeCgroup, SetLimit, Slot
 
 if TYPE_CHECKING:
@@ -185,11 +185,26 @@ class Process:
         """To the payload: by nsbox-init where that is PID 1. Nothing when it has ended."""
         launcher.check_owner(self._owner)
         with self._lock:
-            if self.pidfd >= 0 and self._ended is None:
-                try:
+            if self.pidfd < 0 or self._ended is not None:
+                return
+            try:
+                if sig == signal.SIGSTOP and PlanFlag.INIT in self.plan.flags:
+                    self._stop_payload()
+                else:
                     signal.pidfd_send_signal(self.pidfd, sig)
-                except ProcessLookupError:
-                    pass
+            except ProcessLookupError:
+                pass
+
+    def _stop_payload(self) -> None:
+        """SIGSTOP cannot be caught, and so not be forwarded: init's first child is the payload."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children") as file:
+            children = file.read().split()
+        if children:
+            pidfd = os.pidfd_open(int(children[0]))
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            finally:
+                os.close(pidfd)
 
     def kill(self) -> None:
         """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""

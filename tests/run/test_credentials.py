@@ -21,7 +21,7 @@ from nsbox.names import CAPABILITIES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+pytestmark = pytest.mark.userns
 CAP_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 STANDARD = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
@@ -46,12 +46,14 @@ def four(value: str) -> list[str]:
 # -- ids ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_default_is_an_unprivileged_user_in_no_other_group() -> None:
     found = kit.status_inside()
     assert found["Uid"].split() == found["Gid"].split() == four("1000")
     assert found["Groups"] == ""
 
 
+@pytest.mark.kernel
 def test_standard_is_root_of_its_own_user_namespace() -> None:
     found = kit.status_inside(profile="standard")
     assert found["Uid"].split() == found["Gid"].split() == four("0")
@@ -70,18 +72,7 @@ def test_user_is_exactly_as_asked(user: Any, uid: str, gid: str) -> None:
     assert (found["Uid"].split(), found["Gid"].split()) == (four(uid), four(gid))
 
 
-@pytest.mark.parametrize(
-    "user",
-    ["0x10", "-1", -1, "4294967295", 4294967295, "1000 ", " 1000", "", "root", "1000:", ":1000",
-     "1:2:3", "1.5", 1.5, True, "01", "\N{ARABIC-INDIC DIGIT ONE}", "1000\n"],
-    ids=repr,
-)  # fmt: skip
-def test_what_is_no_user_is_refused(user: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], user=user)
-    assert caught.value.field == "user"
-
-
+@pytest.mark.kernel
 @pytest.mark.root
 def test_outside_the_payload_is_nobodys_user() -> None:
     args = ["sleep", "1000"]
@@ -91,12 +82,14 @@ def test_outside_the_payload_is_nobodys_user() -> None:
     assert uids[0] // 65536 != uids[1] // 65536
 
 
+@pytest.mark.kernel
 @pytest.mark.user
 def test_outside_the_payload_of_an_ordinary_user_is_that_user() -> None:
     text = kit.out(kit.run("cat", "/proc/self/uid_map")).split()
     assert text == ["1000", str(os.geteuid()), "1"]
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(NOBODY_MAPS_GROUPS, reason="only one id can be mapped here")
 def test_groups_are_exactly_those_asked_for() -> None:
     assert kit.status_inside(groups=[7, 5])["Groups"].split() == ["5", "7"]
@@ -115,6 +108,7 @@ def test_a_user_without_a_user_namespace_must_be_the_caller() -> None:
     assert caught.value.feature == "user"
 
 
+@pytest.mark.kernel
 @pytest.mark.root
 def test_root_becomes_any_user_without_a_user_namespace() -> None:
     found = kit.status_inside(user="5:6", groups=[7], namespaces=[])
@@ -125,11 +119,13 @@ def test_root_becomes_any_user_without_a_user_namespace() -> None:
 # -- capabilities -------------------------------------------------------------------------------
 
 
+@pytest.mark.kernel
 def test_strict_has_no_capability_in_any_set() -> None:
     for user in (None, 0):
         assert capabilities(user=user) == dict.fromkeys(CAP_SETS, 0)
 
 
+@pytest.mark.kernel
 def test_standard_has_its_list_exactly() -> None:
     wanted = mask(*STANDARD)
     found = capabilities(profile="standard")
@@ -147,6 +143,7 @@ def test_an_empty_list_is_none_at_all() -> None:
     assert capabilities(profile="standard", capabilities=[]) == dict.fromkeys(CAP_SETS, 0)
 
 
+@pytest.mark.kernel
 def test_a_user_that_is_not_root_keeps_them_through_execve() -> None:
     wanted = mask("NET_BIND_SERVICE")
     found = capabilities(profile="standard", user=1000, capabilities=["NET_BIND_SERVICE"])
@@ -171,13 +168,6 @@ def test_a_capability_in_force_and_its_absence() -> None:
     assert "PermissionError" in str(kit.python(chroot, profile="standard").stderr)
 
 
-@pytest.mark.parametrize("names", [["NOPE"], "NET_RAW", [""], ["CAP_CAP_CHOWN"]], ids=repr)
-def test_what_is_no_capability_is_refused(names: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], capabilities=names)
-    assert caught.value.field == "capabilities"
-
-
 @pytest.mark.user
 def test_capabilities_that_the_caller_lacks_are_unavailable() -> None:
     with pytest.raises(nsbox.Unavailable) as caught:
@@ -185,6 +175,7 @@ def test_capabilities_that_the_caller_lacks_are_unavailable() -> None:
     assert caught.value.feature == "capabilities"
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("profile", ["strict", "standard"])
 def test_no_new_privs_is_set(profile: str) -> None:
     assert kit.status_inside(profile=profile)["NoNewPrivs"] == "1"
@@ -199,10 +190,12 @@ def test_profile_none_leaves_no_new_privs_as_the_caller_has_it() -> None:
 PRCTL = "import ctypes; print(ctypes.CDLL(None).prctl({}, 0, 0, 0, 0))"
 
 
+@pytest.mark.kernel
 def test_securebits_of_strict_are_locked() -> None:
     assert int(kit.out(kit.python(PRCTL.format(27)))) == 0xEF
 
 
+@pytest.mark.kernel
 def test_the_payload_cannot_make_user_namespaces() -> None:
     assert kit.run("unshare", "--user", "true").returncode != 0
     assert kit.run("unshare", "--user", "--map-root-user", "true", profile="none").ok
@@ -217,6 +210,7 @@ def limits_inside(**keywords: Any) -> dict[str, tuple[str, str]]:
     return {line[:26].strip(): tuple(line[26:].split()[:2]) for line in lines}  # type: ignore[misc]
 
 
+@pytest.mark.kernel
 def test_rlimits_of_strict() -> None:
     found = limits_inside()
     assert found["Max core file size"] == ("1", "1")
@@ -246,15 +240,6 @@ def test_an_rlimit_above_the_callers_own_is_unavailable() -> None:
         nsbox.run(["true"], rlimits={"nofile": hard + 1})
 
 
-@pytest.mark.parametrize(
-    "rlimits", [{"nope": 1}, {"nofile": -1}, {"nofile": (5, 4)}, {"nofile": "5"}], ids=repr
-)
-def test_what_is_no_rlimit_is_refused(rlimits: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], rlimits=rlimits)
-    assert caught.value.field.startswith("rlimits")
-
-
 def test_a_crash_leaves_no_core() -> None:
     done = kit.sh("sh -c 'kill -SEGV $$'; echo $?; ls -A /tmp")
     assert kit.out(done).split() == ["139"]
@@ -276,6 +261,7 @@ def odd_caller() -> Iterator[None]:
         signal.signal(sig, handler)
 
 
+@pytest.mark.kernel
 @pytest.mark.usefixtures("odd_caller")
 @pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
 @pytest.mark.parametrize("profile", ["strict", "none"])
@@ -300,6 +286,7 @@ def session(**keywords: Any) -> tuple[list[int], int]:
     return [int(text.split()[0]), *map(int, fields[1:4])], int(fields[4])
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
 def test_a_session_of_its_own_without_a_terminal(init: bool) -> None:
     (pid, parent, group, leader), terminal = session(init=init)
@@ -313,6 +300,7 @@ KEYCTL = {"x86_64": 250, "aarch64": 219}.get(platform.machine())
 SESSION_KEYRING = f"import ctypes; print(ctypes.CDLL(None).syscall({KEYCTL}, 0, -3, 0))"
 
 
+@pytest.mark.kernel
 @pytest.mark.skipif(KEYCTL is None, reason="the number of keyctl(2) is not known here")
 @pytest.mark.parametrize("profile", ["strict", "standard", "none"])
 def test_a_session_keyring_of_its_own(profile: str) -> None:
@@ -346,12 +334,14 @@ LIST_FDS = (
 )
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
 @pytest.mark.parametrize("profile", ["strict", "none"])
 def test_descriptors_are_0_1_and_2(open_descriptors: list[int], init: bool, profile: str) -> None:
     assert kit.out(kit.python(LIST_FDS, init=init, profile=profile)) == "0 1 2"
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
 def test_descriptors_that_were_asked_for_have_their_own_numbers(
     open_descriptors: list[int], init: bool
@@ -421,13 +411,6 @@ def test_a_closed_descriptor_is_an_error_of_pass_fds() -> None:
     with pytest.raises(nsbox.NsboxError) as caught:
         nsbox.run(["true"], pass_fds=[999])
     assert getattr(caught.value, "field", "") == "pass_fds"
-
-
-@pytest.mark.parametrize("fds", [[-1], ["3"], [True], [1 << 20]], ids=repr)
-def test_what_is_no_descriptor_is_refused(fds: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], pass_fds=fds)
-    assert caught.value.field == "pass_fds"
 
 
 def test_the_caller_is_left_as_it_was() -> None:

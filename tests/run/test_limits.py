@@ -209,32 +209,3 @@ def test_a_limit_that_this_version_does_not_enforce_is_refused(limit: dict[str, 
     assert caught.value.feature == f"limits.{name}"
     done = kit.run("true", limits=Limits(**limit), best_effort=True)
     assert done.enforcement[name].startswith("missing:")
-
-
-WRONG = [
-    ({"memory": "256"}, "memory", "256MiB"), ({"memory": 0}, "memory", "1 MiB"),
-    ({"memory": "many"}, "memory", "size"), ({"memory": -1}, "memory", "."),
-    ({"memory": True}, "memory", "."), ({"memory": 1.5}, "memory", "."),
-    ({"swap": "1MiB"}, "swap", "memory="), ({"cpu": 0}, "cpu", "0.01"),
-    ({"cpu": "fast"}, "cpu", "cores"), ({"cpu": float("nan")}, "cpu", "."),
-    ({"pids": 0}, "pids", "."), ({"pids": "5"}, "pids", "."), ({"wall": 0}, "wall", "."),
-    ({"wall": -1}, "wall", "."), ({"output": 0}, "output", "."),
-    ({"disk": "1KiB"}, "disk", "4 KiB"),
-    ({"inodes": 1}, "inodes", "."), ({"nofile": 1}, "nofile", "."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("limit", "field", "says"), WRONG, ids=lambda v: str(v))
-def test_a_wrong_limit_is_refused_when_it_is_written(
-    limit: dict[str, Any], field: str, says: str
-) -> None:
-    with pytest.raises(nsbox.SpecError, match=says) as caught:
-        Limits(**limit)
-    assert caught.value.field == field
-
-
-@pytest.mark.parametrize("limits", [{"memory": "1GiB"}, "1GiB", 5], ids=repr)
-def test_what_is_no_limits_is_refused(limits: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], limits=limits)
-    assert caught.value.field == "limits"

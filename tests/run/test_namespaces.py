@@ -13,7 +13,7 @@ from run import kit
 
 import nsbox
 
-pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+pytestmark = pytest.mark.userns
 SUBSETS = [
     (), *((kind,) for kind in kit.KINDS), ("mnt", "ipc"), ("pid", "mnt"), ("net", "uts", "ipc"),
     ("user", "pid"), ("user", "mnt", "net"), ("cgroup", "mnt"), kit.KINDS,
@@ -31,6 +31,7 @@ def other_than_ours(ids: dict[str, str]) -> set[str]:
     return {kind for kind, identity in ids.items() if identity != kit.namespace_id(kind)}
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("kinds", SUBSETS, ids=lambda kinds: "+".join(kinds) or "none")
 def test_exactly_the_namespaces_that_were_asked_for_are_new(kinds: tuple[str, ...]) -> None:
     wanted = kit.spaces(*kinds)
@@ -43,6 +44,7 @@ def test_every_pair_of_namespaces(kinds: tuple[str, str]) -> None:
     assert other_than_ours(ids_inside(list(kinds), profile="none")) == set(kinds)
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("profile", ["strict", "standard"])
 def test_default_is_all_seven(profile: str) -> None:
     script = "readlink " + " ".join(f"/proc/self/ns/{kind}" for kind in kit.KINDS)
@@ -56,6 +58,7 @@ def test_profile_none_shares_the_user_namespace_of_root() -> None:
     assert ids == kit.namespace_id("user")
 
 
+@pytest.mark.kernel
 def test_two_sandboxes_share_nothing() -> None:
     with nsbox.Popen(["sleep", "1000"]) as one, nsbox.Popen(["sleep", "1000"]) as two:
         for kind in kit.KINDS:
@@ -73,6 +76,7 @@ def test_the_same_ids_as_lsns() -> None:
             assert f"{kind}:[{seen_ids[kind]}]" == kit.namespace_id(kind, process.pid)
 
 
+@pytest.mark.kernel
 def test_net_none_has_a_loopback_that_is_up_and_nothing_else() -> None:
     script = "ls /sys/class/net 2>/dev/null; cut -d: -f1 /proc/self/net/dev | tail -n +3"
     assert kit.out(kit.sh(script, proc="full")).split() == ["lo"]
@@ -83,6 +87,7 @@ def test_net_none_has_a_loopback_that_is_up_and_nothing_else() -> None:
     assert kit.out(kit.python(code)) == "connected"
 
 
+@pytest.mark.kernel
 def test_net_host_is_the_callers() -> None:
     assert kit.out(kit.run("readlink", "/proc/self/ns/net", net="host")) == kit.namespace_id("net")
 
@@ -95,6 +100,7 @@ def nspid(pid: int) -> list[int]:
         return [int(number) for number in kit.status(file.read())["NSpid"].split()]
 
 
+@pytest.mark.kernel
 def test_without_init_the_entrypoint_is_pid_1_with_two_pids() -> None:
     with nsbox.Popen(["sh", "-c", "echo $$; read line"], init=False, stdin=nsbox.PIPE,
                      stdout=nsbox.PIPE) as process:  # fmt: skip
@@ -103,6 +109,7 @@ def test_without_init_the_entrypoint_is_pid_1_with_two_pids() -> None:
         assert os.readlink(f"/proc/{process.pid}/exe") not in ("", "/memfd:nsbox-init (deleted)")
 
 
+@pytest.mark.kernel
 def test_with_init_the_entrypoint_is_the_child_of_pid_1() -> None:
     script = "echo $$; grep PPid /proc/self/status; cat /proc/1/comm; read line"
     with nsbox.Popen(["sh", "-c", script], stdin=nsbox.PIPE, stdout=nsbox.PIPE) as process:
@@ -114,18 +121,21 @@ def test_with_init_the_entrypoint_is_the_child_of_pid_1() -> None:
         assert nspid(child)[-2:] == [child, 2]
 
 
+@pytest.mark.kernel
 def test_the_payload_sees_no_process_but_its_own() -> None:
     seen = kit.out(kit.sh("ls /proc | grep '^[0-9]*$'")).split()
     assert "1" not in seen or len(seen) <= 4
     assert all(int(pid) < 20 for pid in seen)
 
 
+@pytest.mark.kernel
 def test_without_a_pid_namespace_the_payload_has_one_pid() -> None:
     kinds = kit.spaces("uts")
     text = kit.out(kit.run("grep", "NSpid", "/proc/self/status", namespaces=kinds, init=False))
     assert len(text.split()) == 2
 
 
+@pytest.mark.kernel
 @pytest.mark.cgroup
 def test_without_a_pid_namespace_the_tree_ends_with_its_cgroup() -> None:
     with nsbox.Popen(["sh", "-c", "setsid sleep 1000 & echo $!"], namespaces=kit.spaces("uts"),
@@ -134,13 +144,6 @@ def test_without_a_pid_namespace_the_tree_ends_with_its_cgroup() -> None:
         assert background > 1
         process.wait(kit.PATIENCE)
     assert not os.path.exists(f"/proc/{background}/exe")
-
-
-@pytest.mark.parametrize("kinds", [["time"], ["mnt", "nope"], "mnt", [""]], ids=repr)
-def test_what_is_no_namespace_is_refused(kinds: Any) -> None:
-    with pytest.raises(nsbox.SpecError) as caught:
-        nsbox.run(["true"], namespaces=kinds)
-    assert caught.value.field == "namespaces"
 
 
 @pytest.mark.user

@@ -62,7 +62,7 @@ def _expected() -> dict[str, int]:
     values |= {f"CAP_{name}": number for number, name in enumerate(names.CAPABILITIES)}
     values |= {f"RLIMIT_{name.upper()}": number for name, number in names.RLIMITS.items()}
     values |= {"NSB_MAGIC": plan.MAGIC, "NSB_NONE": plan.NONE}
-    values |= {f"NSB_{name}": value for name, value in vars(names).items() if name[:4] == "MAX_"}
+    values |= {f"NSB_{name}": value for name, value in vars(plan).items() if name[:4] == "MAX_"}
     values |= {"sizeof(struct nsb_plan)": plan._HEADER.size, "sizeof(struct nsb_op)": plan._OP.size}
     for struct, mirror in (("nsb_plan", Header), ("nsb_op", RawOp)):
         for name, *_ in mirror._fields_:

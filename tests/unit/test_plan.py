@@ -91,6 +91,9 @@ def _check_data(step: ChildStep, op: RawOp, means: dict[str, Any]) -> None:
         uid, gid = step.owner or (0xFFFFFFFF, 0xFFFFFFFF)  # type: ignore[union-attr]
         assert means["data"] == step.data  # type: ignore[union-attr]
         assert (op.c, op.m >> 32, op.m & 0xFFFFFFFF) == (uid, gid, step.mode)  # type: ignore[union-attr]
+    if step.opcode is Opcode.MKDIR:
+        owner = (op.c, op.m) if op.flags & OpFlag.CHOWN else None
+        assert (op.n, owner) == (step.mode, step.owner)  # type: ignore[union-attr]
     if step.opcode is Opcode.SETGROUPS:
         gids = step.gids  # type: ignore[union-attr]
         assert means["data"] == struct.pack(f"<{len(gids)}I", *gids)
