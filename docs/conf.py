@@ -46,7 +46,7 @@ manpages_url = "https://man7.org/linux/man-pages/man{section}/{page}.{section}.h
 extlinks = {"kernel": ("https://docs.kernel.org/%s.html", "%s")}
 extlinks_detect_hardcoded_links = True
 
-# `:skipif: lacking("cgroup")` on examples with limits that only a cgroup enforces
+# `:skipif: lacking("cgroup")` is for examples with limits that only a cgroup enforces
 doctest_global_setup = "import nsbox\nfrom render import lacking"
 # The text of an exception is part of the example.
 doctest_default_flags = doctest.ELLIPSIS | doctest.DONT_ACCEPT_TRUE_FOR_1

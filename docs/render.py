@@ -43,18 +43,24 @@ _told: set[str] = set()
 
 
 def lacking(need: str) -> str:
-    """Why examples that need a ``"cgroup"`` with limits cannot run here, or "".
+    """Why examples that need a ``"cgroup"`` with limits, or the ids of ``"subuid"``, cannot run
+    here, or "".
 
     Said once; an error where NSBOX_REQUIRE names the need, as with the marks of the tests.
     """
     who = "ROOT" if os.geteuid() == 0 else "USER"
     required = os.environ.get("NSBOX_REQUIRE") or os.environ.get(f"NSBOX_REQUIRE_{who}", "")
-    missing = {"cgroup": "" if probe.host().controllers else "no cgroup here can be written"}[need]
+    host = probe.host()
+    there, why = {
+        "cgroup": (bool(host.controllers), "no cgroup here can be written"),
+        "subuid": (host.maps_ids or host.subids, "only one id can be mapped"),
+    }[need]
+    missing = "" if there else why
     if missing and need in required.split(","):
         raise RuntimeError(f"NSBOX_REQUIRE={need}, but: {missing}")
     if missing and need not in _told:
         _told.add(need)
-        print(f"docs: examples that need a {need} are skipped: {missing}", file=sys.stderr)
+        print(f"docs: examples that need {need} are skipped: {missing}", file=sys.stderr)
     return missing
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import launcher, probe, templates, units, watch
+from nsbox import _core, launcher, probe, templates, units, watch
 from nsbox.compile import compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, TimeoutExpired
 from nsbox.plan import Plan, Slot
@@ -160,7 +160,8 @@ def launch(
     try:
         for slot in plan.passed:
             if slot.kind == "mntns":
-                template = descriptors[slot] = templates.acquire(spec, host, parent)
+                with _core.Quiet():
+                    template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
         return spawn(plan, descriptors, parent=parent, inject=inject)
@@ -699,7 +700,7 @@ class Popen:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and self._process.mine():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -258,7 +258,8 @@ class Container:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_status", "") == "running":
+        process = getattr(self, "_process", None)
+        if getattr(self, "_status", "") == "running" and process and process.mine():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -11,6 +11,7 @@ import atexit
 import errno
 import fcntl
 import os
+import select
 import socket
 import threading
 from importlib import resources
@@ -81,15 +82,16 @@ class Launcher:
         """Ask for a spawn; returns its channel. BrokenPipeError: the launcher has died."""
         return _core.submit(self._control.fileno(), plan, fds)
 
+    def alive(self) -> bool:
+        """Whether it still holds its end of the control socket."""
+        poll = select.poll()
+        poll.register(self._control.fileno(), 0)
+        return not poll.poll(0)
+
     def close(self) -> None:
         """Let it go: it ends what still runs, undoes what is left, and exits."""
         self._control.close()
         os.close(self.entry.fd)
-
-    def bury(self) -> None:
-        """It was killed: the owner's own handles undo what they made; nothing else is there."""
-        self.close()
-        self.entry.remove()
 
 
 _launchers: dict[bytes, Launcher] = {}
@@ -124,7 +126,8 @@ def forget(launcher: Launcher) -> None:
     with _lock:
         if _launchers.get(launcher.view) is launcher:
             del _launchers[launcher.view]
-            launcher.bury()
+            launcher.close()
+            registry.gc()  # nobody holds its entry any more
 
 
 def check_owner(pid: int) -> None:
@@ -152,9 +155,12 @@ def _forget() -> None:
 def shut_down() -> None:
     """End every launcher of this process; the next spawn starts another."""
     with _lock:
+        dead = [launcher for launcher in _launchers.values() if not launcher.alive()]
         for launcher in _launchers.values():
             launcher.close()
         _launchers.clear()
+        if dead:
+            registry.gc()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -187,7 +187,7 @@ class PodContainer:
 
     def done(self) -> bool:
         """It has ended and will not be restarted."""
-        return self.state.name == "Terminated"
+        return self.state.name == "Terminated" and self._timer is None
 
     def __repr__(self) -> str:
         return f"<nsbox.PodContainer {self.name!r} {self.state.name} restarts={self.restart_count}>"
@@ -252,6 +252,7 @@ class Pod:
         self._pause: Process | None = None
         self._started = False
         self._stopping = False
+        self._stop_lock = threading.RLock()  # taken before the condition's
         self._starts = 0  # under way: stop() lets them come to their end first
         self._closed = False
         self._id_map = ""
@@ -321,7 +322,9 @@ class Pod:
             for container in self._apps:
                 self._start_container(container)
         except BaseException:
-            self._phase, self._reason = "Failed", "StartError"
+            with self._condition:
+                if self._phase == "Pending":  # not when pause was lost meanwhile
+                    self._phase, self._reason = "Failed", "StartError"
             self.close()
             raise
         with self._condition:
@@ -396,6 +399,7 @@ class Pod:
                 self._note("Started", container)
             container.last_state = container.state = _terminated(current)
             self._note("Died", container, container.state.reason)
+            self._pause_news()  # what ended both is not a crash of this one
             if self._stopping or not self._restarts(container):
                 self._maybe_complete()
                 return
@@ -428,6 +432,7 @@ class Pod:
             with self._condition:
                 container.state = State("Terminated", "StartError", 128)
                 self._note("Failed", container, str(e))
+                self._pause_news()
                 self._maybe_complete()
 
     def _maybe_complete(self) -> None:
@@ -477,6 +482,10 @@ class Pod:
     def stop(self, grace: float = 30.0) -> None:
         """Containers first (SIGTERM, and SIGKILL after *grace* seconds), then sidecars in
         reverse order, pause last. Wins over restarts. Idempotent."""
+        with self._stop_lock:  # who comes second waits for the first to be done
+            self._stop(grace)
+
+    def _stop(self, grace: float) -> None:
         with self._condition:
             first = not self._stopping
             self._stopping = True
@@ -501,6 +510,10 @@ class Pod:
                 container._current.stop(max(0.0, deadline - time.monotonic()))
         self._stop_pause()
         with self._condition:
+            # The watch may have seen an end that it has not told us of yet.
+            self._condition.wait_for(
+                lambda: all(c.state.name != "Running" for c in self._all.values()), 5
+            )
             if self._phase in ("Running", "Pending"):
                 good = all(c.state.exit_code == 0 for c in self._apps)
                 self._phase = "Succeeded" if good else "Failed"
@@ -524,8 +537,9 @@ class Pod:
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
-        if not self._closed or self._pause is not None:
-            self.stop(grace=0)
+        with self._stop_lock:
+            if not self._closed or self._pause is not None:
+                self.stop(grace=0)
 
     def __enter__(self) -> Pod:
         return self if self._started else self.start()
@@ -534,7 +548,8 @@ class Pod:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pause", None) is not None:
+        pause = getattr(self, "_pause", None)
+        if pause is not None and pause.mine():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 
@@ -565,7 +580,7 @@ class Pod:
     def wait(self, timeout: float | None = None) -> str:
         """Waits until no container runs or will run again; returns the phase. TimeoutError."""
         self._wait_for(
-            lambda: self._phase in ("Succeeded", "Failed") and self._pause is None,
+            lambda: self._closed,
             timeout,
             f"pod {self.name!r} to end",
         )

@@ -86,7 +86,7 @@ class Process:
     returns all of it. Safe to use from any thread of the process that made it.
     """
 
-    def __init__(self, plan: Plan, channel: int, undo: ExitStack) -> None:
+    def __init__(self, plan: Plan, channel: int) -> None:
         self.plan = plan
         self.pid = 0
         self.pidfd = -1
@@ -99,7 +99,8 @@ class Process:
         self._waiters = 0
         self._released = False
         self._owner = os.getpid()
-        self._undo = undo
+        self._undo = ExitStack()
+        self._starting: _core.Starting | None = None
         self._lock = threading.RLock()
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
@@ -110,6 +111,10 @@ class Process:
     def fileno(self) -> int:
         """Readable when there may be news: then call ``poll()``."""
         return self._channel
+
+    def mine(self) -> bool:
+        """Whether this process made it; a forked child holds copies that are not its to end."""
+        return os.getpid() == self._owner
 
     def poll(self) -> Ended | None:
         """How it ended, or None while it runs.
@@ -229,14 +234,22 @@ class Process:
 
     def close(self) -> None:
         """Kill what still runs, wait for its end, undo in reverse; idempotent."""
-        with self._lock:
-            undo, self._undo = self._undo.pop_all(), ExitStack()
-        undo.close()
+        with _core.Quiet(), self._lock:
+            undo, self._undo = self._undo, ExitStack()
+            undo.close()
+
+    def __del__(self) -> None:
+        """Dropped, perhaps by an exception that came between two steps: nothing may stay."""
+        if os.getpid() == self._owner:
+            self.close()
+        else:
+            self.release()
 
     def end(self) -> None:
         """The first undo: no process may outlive what it stands on."""
         if os.getpid() != self._owner:
             return
+        self._know_pidfd()
         if self._ended is None and not self._lost:
             self.kill()
             try:
@@ -251,8 +264,14 @@ class Process:
     def release(self) -> None:
         """Close the channel (which kills, if that was not done) and the pidfd."""
         with self._lock:
+            self._know_pidfd()
             self._released = True
             self._close_released()
+
+    def _know_pidfd(self) -> None:
+        if self._starting is not None:
+            self.pid, self.pidfd = self._starting.pid, self._starting.pidfd
+            self._starting = None
 
     def _close_released(self) -> None:
         """Not while somebody polls them: their numbers would soon be somebody else's."""
@@ -303,19 +322,24 @@ def _spawn(
     plan: Plan, descriptors: Mapping[Slot, int], parent: launcher.Launcher, inject: Injection
 ) -> Process:
     with ExitStack() as undo:
-        cgroup = _host_steps(plan, parent, undo, inject)
-        id_slot = 0
-        if plan.id_map is not None and plan.id_map.needs_slot():
-            id_slot = registry.id_slots.take()
-            undo.callback(registry.id_slots.give, id_slot)
-        channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
-        process = Process(plan, channel, undo)
-        process.cgroup = cgroup
-        undo.callback(process.release)
-        undo.callback(process.end)
+        with _core.Quiet():
+            cgroup = _host_steps(plan, parent, undo, inject)
+            id_slot = 0
+            if plan.id_map is not None and plan.id_map.needs_slot():
+                id_slot = registry.id_slots.take()
+                undo.callback(registry.id_slots.give, id_slot)
+            channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
+            process = Process(plan, channel)
+            process.cgroup = cgroup
+            undo.callback(process.release)
+            undo.callback(process.end)
+            process._undo = undo.pop_all()
+    try:
         _await_start(process)
-        process._undo = undo.pop_all()
-        return process
+    except BaseException:
+        process.close()
+        raise
+    return process
 
 
 def _host_steps(
@@ -375,7 +399,7 @@ def _submit(
 def _await_start(process: Process) -> None:
     """Serve barriers until the payload runs, or say why it does not."""
     plan = process.plan
-    starting = _core.Starting(process.fileno())
+    starting = process._starting = _core.Starting(process.fileno())
     try:
         while True:
             try:
@@ -390,7 +414,7 @@ def _await_start(process: Process) -> None:
                 break
             _serve_barrier(process, record)
     finally:
-        process.pid, process.pidfd = starting.pid, starting.pidfd
+        process._know_pidfd()
     if record.kind == Kind.FAILED:
         raise setup_error(plan, plan.timeline_index(record.op), record.err, record.call)
     if record.kind == Kind.ENDED:

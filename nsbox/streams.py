@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nsbox import watch
+from nsbox import _core, watch
 from nsbox.errors import SpecError
 from nsbox.process import dev_null
 
@@ -117,15 +117,16 @@ class Stdio:
         self._close: list[int] = []
 
     def close_theirs(self) -> None:
-        for fd in self._close:
-            os.close(fd)
-        self._close.clear()
+        while self._close:
+            os.close(self._close.pop())
 
     def close(self) -> None:
         self.close_theirs()
-        for fd in self.ours.values():
-            os.close(fd)
-        self.ours.clear()
+        while self.ours:
+            os.close(self.ours.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()
 
     def take(self, number: int) -> int:
         """The caller's end of a pipe, now the taker's to close; -1 when there is none."""
@@ -169,9 +170,10 @@ def connect(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
     relay for output: the caller's terminal is never handed in."""
     stdio = Stdio()
     try:
-        stdio._connect(0, stdin, "stdin", pipe_if_none=False)
-        stdio._connect(1, stdout, "stdout", pipe_if_none=True)
-        stdio._connect(2, stderr, "stderr", pipe_if_none=True)
+        with _core.Quiet():
+            stdio._connect(0, stdin, "stdin", pipe_if_none=False)
+            stdio._connect(1, stdout, "stdout", pipe_if_none=True)
+            stdio._connect(2, stderr, "stderr", pipe_if_none=True)
     except BaseException:
         stdio.close()
         raise

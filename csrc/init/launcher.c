@@ -97,6 +97,17 @@ static void drop(int *fd)
 	*fd = -1;
 }
 
+static void started(uint32_t i)
+{
+	struct nsb_record record = { .kind = NSB_STARTED };
+	struct child *child = &children[i];
+
+	if (child->pidfd <= 0 || child->go < 0)
+		return;
+	drop_watched(&child->go);
+	nsb_send(child->channel, &record, -1);
+}
+
 static void reap(uint32_t i)
 {
 	struct nsb_record record = { .kind = NSB_ENDED };
@@ -109,23 +120,13 @@ static void reap(uint32_t i)
 	    info.si_pid == 0)
 		return;
 	nsb_record_wait(&record, &info, &usage);
+	started(i); /* a quick child has ended before its execve was noticed */
 	nsb_send(child->channel, &record, -1);
 	drop_watched(&child->go);
 	drop_watched(&child->channel);
 	drop_watched(&child->pidfd);
 	drop(&child->mounts); /* after the owner was told: this takes 50 us */
 	child_give(i);
-}
-
-static void started(uint32_t i)
-{
-	struct nsb_record record = { .kind = NSB_STARTED };
-	struct child *child = &children[i];
-
-	if (child->pidfd <= 0 || child->go < 0)
-		return;
-	drop_watched(&child->go);
-	nsb_send(child->channel, &record, -1);
 }
 
 /* The owner closed the channel before the end: nobody can want this sandbox any more. */

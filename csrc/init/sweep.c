@@ -51,23 +51,35 @@ static void kill_members(int cgroup)
 	sys_close(fd);
 }
 
-static bool remove_matching(int dir, const char *prefix, unsigned int depth);
+typedef bool remove_fn(int parent, const struct dirent64 *entry, unsigned int depth);
 
-static bool remove_cgroup(int parent, const char *name, unsigned int depth)
+static bool each_matching(int dir, const char *prefix, unsigned int depth, remove_fn *remove);
+
+static bool remove_file(int parent, const struct dirent64 *entry, unsigned int depth)
 {
-	int dir = sys_openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
+	(void)depth;
+	return entry->type == DIRECTORY || nsb_sys3(__NR_unlinkat, parent, entry->name, 0) >= 0;
+}
 
+static bool remove_cgroup(int parent, const struct dirent64 *entry, unsigned int depth)
+{
+	const char *name = entry->name;
+	int dir;
+
+	if (entry->type != DIRECTORY)
+		return true;
+	dir = sys_openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 	if (dir < 0)
 		return true;
 	kill_members(dir);
 	if (depth < 16)
-		remove_matching(dir, "", depth + 1);
+		each_matching(dir, "", depth + 1, remove_cgroup);
 	sys_close(dir);
 	return nsb_sys3(__NR_unlinkat, parent, name, AT_REMOVEDIR) >= 0;
 }
 
-/* true: nothing is left to do here. Files: only the owner's own, in its registry. */
-static bool remove_matching(int dir, const char *prefix, unsigned int depth)
+/* Calls remove for each entry with this prefix; true: nothing is left to do here. */
+static bool each_matching(int dir, const char *prefix, unsigned int depth, remove_fn *remove)
 {
 	char buf[4096] __attribute__((aligned(8)));
 	bool done = true;
@@ -78,17 +90,13 @@ static bool remove_matching(int dir, const char *prefix, unsigned int depth)
 			const struct dirent64 *entry = (const void *)(buf + i);
 
 			i += entry->reclen;
-			if (entry->name[0] == '.' || !nsb_str_starts(entry->name, prefix))
-				continue;
-			if (entry->type == DIRECTORY)
-				done &= remove_cgroup(dir, entry->name, depth);
-			else if (depth == 0)
-				nsb_sys3(__NR_unlinkat, dir, entry->name, 0);
+			if (entry->name[0] != '.' && nsb_str_starts(entry->name, prefix))
+				done &= remove(dir, entry, depth);
 		}
 	return done;
 }
 
-bool nsb_sweep_run(void)
+static bool each_place(remove_fn *remove)
 {
 	bool done = true;
 
@@ -100,8 +108,14 @@ bool nsb_sweep_run(void)
 		i = (size_t)(prefix - texts) + nsb_strlen(prefix) + 1;
 		if (dir < 0)
 			continue;
-		done &= remove_matching(dir, prefix, 0);
+		done &= each_matching(dir, prefix, 0, remove);
 		sys_close(dir);
 	}
 	return done;
+}
+
+/* Files last: as long as one is there, gc() knows where to go on, should this be killed too. */
+bool nsb_sweep_run(void)
+{
+	return each_place(remove_cgroup) && each_place(remove_file);
 }

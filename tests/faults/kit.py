@@ -180,15 +180,20 @@ def remains(owner: int) -> list[str]:
     return cgroups_of(owner) + locks_of(owner)
 
 
-def assert_dead(word: str, owner: int, pids: list[int]) -> None:
-    """What the death of an owner must bring: no process after 1 s, nothing else after 2 s."""
+def assert_dead(word: str, owner: int, pids: list[int], launcher: int = 0) -> None:
+    """What the death of an owner must bring: no sandbox after 1 s, nothing else after 2 s."""
     end = deadline(1.0)
     left = [*named(word), *filter(alive, pids)]
     while left and not end.passed:
         left = [*named(word), *filter(alive, pids)]
     about = {pid: (named_line(pid), stat_of(pid)[:2]) for pid in left}
     assert not left, f"still running 1 s after owner {owner}: {about}"
-    poll_until(lambda: not remains(owner), 2.0, what=f"left by owner {owner}: {remains(owner)}")
+    end = deadline(1.0)
+    while (rest := remains(owner)) and not end.passed:
+        pass
+    assert not rest, f"left 2 s after owner {owner}: {rest}"
+    if launcher:
+        poll_until(lambda: not alive(launcher), 1.0, what=f"launcher of {owner}: is alive")
 
 
 def named_line(pid: int) -> str:

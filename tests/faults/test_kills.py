@@ -63,8 +63,8 @@ def test_an_owner_killed_while_it_spawns_leaves_nothing() -> None:
             time.sleep(scaled(0.004 * moment))
             kit.kill(owner)
             said = brood.until_ended(owner)
-            pids = [pid for line in said for pid in [*line["pids"], line["launcher"]]]
-            kit.assert_dead(word, owner, pids)
+            up = said[0] if said else {"pids": [], "launcher": 0}
+            kit.assert_dead(word, owner, up["pids"], up["launcher"])
 
 
 def test_an_owner_killed_with_running_sandboxes_leaves_nothing() -> None:
@@ -79,7 +79,7 @@ def test_an_owner_killed_with_running_sandboxes_leaves_nothing() -> None:
             time.sleep(choice.uniform(0, 0.03))
             kit.kill(owner)
             brood.until_ended(owner)
-            kit.assert_dead(word, owner, [*up["pids"], up["launcher"]])
+            kit.assert_dead(word, owner, up["pids"], up["launcher"])
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP, signal.SIGABRT])
@@ -89,7 +89,7 @@ def test_an_owner_that_a_signal_ends_leaves_nothing(sig: signal.Signals) -> None
         owner.read()
         up = owner.read()
         kit.kill(owner.pid, sig)
-        kit.assert_dead(word, owner.pid, [*up["pids"], up["launcher"]])
+        kit.assert_dead(word, owner.pid, up["pids"], up["launcher"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_end_of_the_interpreter_ends_its_sandboxes(how: str) -> None:
     with kit.Owner("exits", word, how) as owner:
         up = owner.read()
         assert owner.wait() == (how == "by an exception")
-        kit.assert_dead(word, owner.pid, [*up["pids"], up["launcher"]])
+        kit.assert_dead(word, owner.pid, up["pids"], up["launcher"])
 
 
 def test_a_forked_child_that_lives_on_does_not_keep_its_parents_sandboxes() -> None:
@@ -109,7 +109,7 @@ def test_a_forked_child_that_lives_on_does_not_keep_its_parents_sandboxes() -> N
         up = owner.read()
         try:
             owner.kill()
-            kit.assert_dead(word, owner.pid, [*up["pids"], up["launcher"]])
+            kit.assert_dead(word, owner.pid, up["pids"], up["launcher"])
             assert kit.alive(up["child"])
         finally:
             kit.kill(up["child"])
@@ -193,7 +193,7 @@ def test_ctrl_c_interrupts_the_owner_and_ends_neither_launcher_nor_sandboxes() -
             os.write(terminal.master, b"\x03")
             assert terminal.read() == {"running": [True, True], "launcher": True, "code": 3}
         kit.kill(terminal.pid)
-        kit.assert_dead(word, terminal.pid, [*up["pids"], up["launcher"]])
+        kit.assert_dead(word, terminal.pid, up["pids"], up["launcher"])
 
 
 def test_a_terminal_that_hangs_up_ends_owner_and_sandboxes() -> None:
@@ -201,7 +201,7 @@ def test_a_terminal_that_hangs_up_ends_owner_and_sandboxes() -> None:
     with Terminal("terminal", word) as terminal:
         up = terminal.read()
         terminal.hang_up()
-        kit.assert_dead(word, terminal.pid, [*up["pids"], up["launcher"]])
+        kit.assert_dead(word, terminal.pid, up["pids"], up["launcher"])
 
 
 # -- gc ---------------------------------------------------------------------------------------

@@ -150,10 +150,6 @@ def test_a_user_that_is_not_root_keeps_them_through_execve() -> None:
     assert found == dict.fromkeys(CAP_SETS, wanted)
 
 
-STRICT_CAPS = "strict locks NO_CAP_AMBIENT_RAISE before the ambient set is raised, and NOROOT"
-
-
-@pytest.mark.xfail(strict=True, reason=STRICT_CAPS)
 @pytest.mark.parametrize("user", [0, 1000])
 def test_capabilities_asked_for_in_strict_are_there(user: int) -> None:
     wanted = mask("NET_BIND_SERVICE")
@@ -360,7 +356,6 @@ def test_many_descriptors_are_passed(open_descriptors: list[int]) -> None:
     assert kit.out(done) == " ".join(map(str, [0, 1, 2, *sorted(many)]))
 
 
-@pytest.mark.xfail(strict=True, reason="told as sendmsg: E2BIG of clone3, from namespaces")
 def test_more_descriptors_than_can_be_passed_is_an_error_of_pass_fds(
     open_descriptors: list[int],
 ) -> None:
@@ -406,7 +401,6 @@ def _restore(number: int, saved: int) -> None:
         os.close(number)
 
 
-@pytest.mark.xfail(strict=True, reason="told as a failure of clone3, from namespaces")
 def test_a_closed_descriptor_is_an_error_of_pass_fds() -> None:
     with pytest.raises(nsbox.NsboxError) as caught:
         nsbox.run(["true"], pass_fds=[999])

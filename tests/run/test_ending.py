@@ -173,7 +173,6 @@ def test_output_up_to_the_limit_is_no_excess() -> None:
     assert (done.stdout, done.truncated, done.reason) == ("12345", False, Reason.EXITED)
 
 
-@pytest.mark.xfail(strict=True, reason="the verdict depends on who is quicker: pipe or exit")
 def test_output_over_the_limit_is_never_an_ordinary_exit() -> None:
     """The payload has ended long before anybody reads: nothing was there to be killed."""
     with nsbox.Popen(

@@ -217,7 +217,6 @@ def test_files_in_subdirectories() -> None:
     assert kit.out(kit.run("cat", "d/e/f", "d/g", files=files)) == "deepless"
 
 
-@pytest.mark.xfail(kit.ROOT, strict=True, reason="directories of files= are made by set-up's uid")
 def test_subdirectories_belong_to_the_payload_too() -> None:
     done = kit.sh("touch d/new d/e/new && stat -c %u d d/e", files={"d/e/f": "x"})
     assert kit.out(done).split() == ["1000", "1000"]
