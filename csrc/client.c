@@ -293,19 +293,3 @@ int nsb_view(uint64_t *view, unsigned int count)
 	view[total + 2] = (uint64_t)nsb_sys0(__NR_getpid);
 	return 0;
 }
-
-/* mask[0]: what was blocked before; mask[1]: whether that is to be restored. */
-void nsb_signals_block(uint64_t *mask)
-{
-	uint64_t all = ~0ULL;
-
-	if (!mask[1])
-		mask[1] = sys_sigmask(SIG_BLOCK, &all, mask) == 0;
-}
-
-void nsb_signals_restore(uint64_t *mask)
-{
-	if (mask[1])
-		sys_sigmask(SIG_SETMASK, mask, NULL);
-	mask[1] = 0;
-}

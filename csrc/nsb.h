@@ -176,8 +176,6 @@ int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd);
 int nsb_view(uint64_t *view, unsigned int count);
-void nsb_signals_block(uint64_t *mask);
-void nsb_signals_restore(uint64_t *mask);
 /* <<< cffi */
 
 /* Turns the offsets in argv and envp into pointers, once, in a private copy of a checked plan. */

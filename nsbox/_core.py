@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox._ffi import ffi as _any_ffi
@@ -102,30 +101,6 @@ def view() -> bytes:
     numbers = _ffi.new("uint64_t[7]")
     _check(_lib.nsb_view(numbers, 7))
     return bytes(_ffi.buffer(numbers))
-
-
-class Quiet:
-    """While this is entered, no signal handler of Python's can raise in the main thread.
-
-    For the moments in which a descriptor has no owner yet: a KeyboardInterrupt there would
-    leak it. Never for a wait.
-    """
-
-    __slots__ = ("_mask",)
-
-    def __enter__(self) -> None:
-        self._mask = _ffi.new("uint64_t[2]")
-        if threading.get_ident() != threading.main_thread().ident:
-            return
-        try:
-            # A handler that was due already runs here, right after the call.
-            _lib.nsb_signals_block(self._mask)
-        except BaseException:
-            _lib.nsb_signals_restore(self._mask)
-            raise
-
-    def __exit__(self, *exc: object) -> None:
-        _lib.nsb_signals_restore(self._mask)
 
 
 class Starting:

@@ -160,6 +160,7 @@ class Cgroup:
                 directory = f"{parents.of(controller)}/{name}"
                 if directory not in made.values():
                     os.mkdir(directory)
+                    os.chmod(directory, 0o755)  # whatever the caller's umask
                 made[controller] = directory
         except BaseException:
             self.close()

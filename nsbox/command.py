@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import _core, launcher, probe, templates, units, watch
+from nsbox import interrupts, launcher, probe, templates, units, watch
 from nsbox.compile import compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, TimeoutExpired
 from nsbox.plan import Plan, Slot
@@ -160,8 +160,7 @@ def launch(
     try:
         for slot in plan.passed:
             if slot.kind == "mntns":
-                with _core.Quiet():
-                    template = descriptors[slot] = templates.acquire(spec, host, parent)
+                template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
         return spawn(plan, descriptors, parent=parent, inject=inject)
@@ -299,7 +298,8 @@ def _converse(
         conversation = _Conversation(process, feeder, list(sinks.values()))
         limits = [limit for limit in (timeout, wall) if limit is not None]
         deadline = process.started_at + min(limits) if limits else None
-        ended = conversation.run(deadline)
+        with interrupts.Released():
+            ended = conversation.run(deadline)
         verdict, late = Verdict(), False
         if ended is None:
             process.kill()
@@ -395,17 +395,18 @@ def run(
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
     spec = build_spec(args, keywords)
-    stdio = connect(stdin, stdout, stderr)
-    return finish(
-        spec,
-        stdio,
-        lambda: launch(spec, stdio),
-        keep=tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE),
-        data=_as_bytes(input),
-        text=text,
-        check=check,
-        timeout=timeout,
-    )
+    with interrupts.Held():
+        stdio = connect(stdin, stdout, stderr)
+        return finish(
+            spec,
+            stdio,
+            lambda: launch(spec, stdio),
+            keep=tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE),
+            data=_as_bytes(input),
+            text=text,
+            check=check,
+            timeout=timeout,
+        )
 
 
 def finish(
@@ -488,6 +489,15 @@ class Popen:
         self._text = text
         self._verdict = Verdict()
         self._ended: Ended | None = None
+        try:
+            with interrupts.Held():
+                self._start(stdin, stdout, stderr)
+        except BaseException:
+            if not self._closed:  # interrupted, just after everything was made
+                self.close()
+            raise
+
+    def _start(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         self._stdio = connect(stdin, stdout, stderr)
         try:
             self._process = self._launch()
@@ -678,6 +688,10 @@ class Popen:
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
+        with interrupts.Held():
+            self._close()
+
+    def _close(self) -> None:
         if not self._closed and self._ended is None:
             self._process.kill()
             try:

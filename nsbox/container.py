@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import probe, watch
+from nsbox import interrupts, probe, watch
 from nsbox.command import (
     Verdict,
     build_spec,
@@ -117,7 +117,7 @@ class Container:
             StateError: it was started before.
             SetupError, Unavailable: as ``run``; nothing is left, and it is stopped.
         """
-        with self._lock:
+        with interrupts.Held(), self._lock:
             self._allow("start")
             self._status = "stopped"
             self.spec = build_spec(*self._wanted)
@@ -244,10 +244,11 @@ class Container:
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
-        if self._status == "running":
-            self.kill()
-            self._await_end(5)
-        self._status = "stopped"
+        with interrupts.Held():
+            if self._status == "running":
+                self.kill()
+                self._await_end(5)
+            self._status = "stopped"
 
     def __enter__(self) -> Container:
         if self._status == "created":

@@ -137,14 +137,16 @@ def _caps(permitted: int, inheritable: int) -> Number:
 
 def _add_kept(build: Build, kept: int, has: int) -> None:
     """Capabilities that outlive setuid and execve: by the ambient set, locked only afterwards."""
-    build.add(_securebits(int(SecureBit.NO_SETUID_FIXUP)))
+    if build.capable:
+        build.add(_securebits(int(SecureBit.NO_SETUID_FIXUP)))
     _add_ids(build)
     build.add(
         _caps(has, kept),
         Number(Opcode.AMBIENT, "ambient", capability_names(kept), kept, "capabilities"),
-        _securebits(build.profile.securebits),
-        _caps(kept, kept),
     )
+    if build.capable:
+        build.add(_securebits(build.profile.securebits))
+    build.add(_caps(kept, kept))
 
 
 def _add_ids(build: Build) -> None:

@@ -74,9 +74,7 @@ class Launcher:
 
     def register(self, directories: tuple[str, ...]) -> None:
         """Things with our prefix will be made there: whoever outlives us removes them."""
-        new = self.entry.new_places(directories)
-        if new:
-            self._register(tuple(new))
+        self.entry.register(directories, self._register)
 
     def submit(self, plan: bytes, fds: Sequence[int]) -> int:
         """Ask for a spawn; returns its channel. BrokenPipeError: the launcher has died."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import probe
+from nsbox import interrupts, probe
 from nsbox.command import finish, launch
 from nsbox.compile import compile_holder
 from nsbox.errors import SpecError, StateError
@@ -24,6 +24,7 @@ from nsbox.spec import Rootfs, make_spec
 from nsbox.streams import connect
 
 if TYPE_CHECKING:
+    from nsbox.plan import Plan
     from nsbox.result import Completed
 
 
@@ -129,6 +130,11 @@ class Namespace:
         kinds = [kind] if host.privileged or kind == "user" else ["user", kind]
         spec = make_spec(["pause"], root=Rootfs.inherit(), namespaces=kinds, profile="none")
         plan = compile_holder(spec, host)
+        with interrupts.Held():
+            return cls._hold(kind, plan)
+
+    @classmethod
+    def _hold(cls, kind: str, plan: Plan) -> Namespace:
         null = dev_null()
         holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
         try:
@@ -190,16 +196,17 @@ class Namespace:
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=user)  # fmt: skip
         pipe = -1 if capture_output else None
-        stdio = connect(None, pipe, pipe)
-        return finish(
-            spec,
-            stdio,
-            lambda: launch(spec, stdio, join=kinds, joined_pidfd=joined, join_map=self._id_map),
-            keep=(1, 2) if capture_output else (),
-            text=text,
-            check=check,
-            timeout=timeout,
-        )
+        with interrupts.Held():
+            stdio = connect(None, pipe, pipe)
+            return finish(
+                spec,
+                stdio,
+                lambda: launch(spec, stdio, join=kinds, joined_pidfd=joined, join_map=self._id_map),
+                keep=(1, 2) if capture_output else (),
+                text=text,
+                check=check,
+                timeout=timeout,
+            )
 
     def close(self) -> None:
         """Let go of it; the kernel frees it when nothing else holds it."""

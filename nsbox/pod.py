@@ -426,6 +426,7 @@ class Pod:
             if self._stopping or self._pause is None:
                 return
             container.restart_count += 1
+            container.state = State("Waiting", "ContainerCreating")
         try:
             self._start_container(container)
         except (NsboxError, OSError) as e:

@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, launcher, probe, registry
+from nsbox import _core, interrupts, launcher, probe, registry
 from nsbox.cgroup import Cgroup, CgroupStats, parents
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.names import At, Kind, PlanFlag
@@ -91,6 +91,7 @@ class Process:
         self.pid = 0
         self.pidfd = -1
         self.cgroup: Cgroup | None = None
+        self.inject = Injection()
         self.started_at = time.monotonic()
         self.ended_at = 0.0
         self.stats: CgroupStats | None = None
@@ -105,6 +106,7 @@ class Process:
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
         self._lost = False
+        self._ending = False
 
     # ---------------------------------------------------------------- state
 
@@ -137,6 +139,8 @@ class Process:
                 record, fd = received
                 if fd >= 0:  # of a spawn that failed before the launcher told who it was
                     self.pid, self.pidfd = record.pid, fd
+                    if self._ending:
+                        self.kill()
                 self._note(record)
             if self._ended is None:
                 raise StateError("the launcher of this process was killed: the sandbox was ended "
@@ -234,22 +238,16 @@ class Process:
 
     def close(self) -> None:
         """Kill what still runs, wait for its end, undo in reverse; idempotent."""
-        with _core.Quiet(), self._lock:
+        with interrupts.Held(), self._lock:
             undo, self._undo = self._undo, ExitStack()
             undo.close()
-
-    def __del__(self) -> None:
-        """Dropped, perhaps by an exception that came between two steps: nothing may stay."""
-        if os.getpid() == self._owner:
-            self.close()
-        else:
-            self.release()
 
     def end(self) -> None:
         """The first undo: no process may outlive what it stands on."""
         if os.getpid() != self._owner:
             return
         self._know_pidfd()
+        self._ending = True
         if self._ended is None and not self._lost:
             self.kill()
             try:
@@ -322,7 +320,7 @@ def _spawn(
     plan: Plan, descriptors: Mapping[Slot, int], parent: launcher.Launcher, inject: Injection
 ) -> Process:
     with ExitStack() as undo:
-        with _core.Quiet():
+        with interrupts.Held():
             cgroup = _host_steps(plan, parent, undo, inject)
             id_slot = 0
             if plan.id_map is not None and plan.id_map.needs_slot():
@@ -330,7 +328,7 @@ def _spawn(
                 undo.callback(registry.id_slots.give, id_slot)
             channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
-            process.cgroup = cgroup
+            process.cgroup, process.inject = cgroup, inject
             undo.callback(process.release)
             undo.callback(process.end)
             process._undo = undo.pop_all()
@@ -403,11 +401,14 @@ def _await_start(process: Process) -> None:
     try:
         while True:
             try:
-                record = starting.next()
+                with interrupts.Released():
+                    record = starting.next()
             except InterruptedError:
                 continue
             except OSError as e:
                 process._lose()
+                if not starting.pid:  # no record of any kind: nobody has run anything
+                    raise _LauncherGone from e
                 index = plan.timeline_index(At.REQUEST)
                 raise setup_error(plan, index, e.errno or 0, "launcher") from e
             if record.kind != Kind.BARRIER:
@@ -432,6 +433,8 @@ def _serve_barrier(process: Process, record: _core.Record) -> None:
     index = plan.timeline_index(record.op)
     if step is None:
         raise setup_error(plan, index, errno.EPROTO, "barrier")
+    if plan.steps.index(step) == process.inject.step:
+        raise setup_error(plan, process.inject.step, process.inject.err, "injected")
     error = _run_newidmaps(step, record.pid)
     if error:
         raise setup_error(plan, plan.steps.index(step), errno.EPERM, error)

@@ -16,9 +16,13 @@ import stat
 import struct
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from nsbox import cgroup
 from nsbox.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _FIRST_ID = 0x70000000  # above every range that distributions give to users or containers
 _SLOTS = 4096
@@ -44,6 +48,7 @@ def _directory(euid: int, runtime: str) -> str:
         path = f"/tmp/nsbox-{euid}"
     try:
         os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)  # whatever the caller's umask
     except FileExistsError:
         pass
     status = os.lstat(path)
@@ -79,6 +84,7 @@ class Entry:
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = os.open(self.path, flags, 0o600)
+            os.fchmod(fd, 0o600)
             fcntl.flock(fd, fcntl.LOCK_EX)
             try:
                 if os.stat(self.path).st_ino == os.fstat(fd).st_ino:
@@ -91,14 +97,16 @@ class Entry:
         """A name that no other owner, and no other thing of this one, has."""
         return f"{self.prefix}{next(self._names)}"
 
-    def new_places(self, directories: tuple[str, ...]) -> list[str]:
-        """Those not registered yet, now written down: before anything is made in them."""
+    def register(
+        self, directories: tuple[str, ...], tell: Callable[[tuple[str, ...]], None]
+    ) -> None:
+        """Write down those that are new, and *tell* the launcher, before anything is made there."""
         with self._lock:
-            new = [place for place in directories if place not in self._known]
+            new = tuple(place for place in directories if place not in self._known)
             if new:
                 os.write(self.fd, "".join(f"{place}\n" for place in new).encode())
+                tell(new)
                 self._known.update(new)
-            return new
 
     def remove(self) -> None:
         """The launcher has gone and everything was undone."""

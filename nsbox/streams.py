@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nsbox import _core, watch
+from nsbox import watch
 from nsbox.errors import SpecError
 from nsbox.process import dev_null
 
@@ -125,9 +125,6 @@ class Stdio:
         while self.ours:
             os.close(self.ours.popitem()[1])
 
-    def __del__(self) -> None:
-        self.close()
-
     def take(self, number: int) -> int:
         """The caller's end of a pipe, now the taker's to close; -1 when there is none."""
         return self.ours.pop(number, -1)
@@ -170,10 +167,9 @@ def connect(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
     relay for output: the caller's terminal is never handed in."""
     stdio = Stdio()
     try:
-        with _core.Quiet():
-            stdio._connect(0, stdin, "stdin", pipe_if_none=False)
-            stdio._connect(1, stdout, "stdout", pipe_if_none=True)
-            stdio._connect(2, stderr, "stderr", pipe_if_none=True)
+        stdio._connect(0, stdin, "stdin", pipe_if_none=False)
+        stdio._connect(1, stdout, "stdout", pipe_if_none=True)
+        stdio._connect(2, stderr, "stderr", pipe_if_none=True)
     except BaseException:
         stdio.close()
         raise

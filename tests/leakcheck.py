@@ -890,10 +890,11 @@ class _Diff:
             yield Leak("namespace", item.ident, self._holders(ours))
 
     def _spares_before(self) -> int:
-        """Network namespaces of the baseline that still are nobody's but a launcher's."""
+        """Network namespaces of the baseline that still are nobody's but our launchers'."""
         now = {i.ident for i in self.now.items}
+        ours = {p.pid for p in self.now.launchers()}
         return sum(1 for i in self.base.items if i.kind == "namespace" and i.ident in now
-                   and _type(i) == "net" and self._cached(i))  # fmt: skip
+                   and _type(i) == "net" and all(pid in ours for pid, _ in i.holders))  # fmt: skip
 
     def _ours(self, pid: int) -> bool:
         return self.who.of(pid) == _OURS

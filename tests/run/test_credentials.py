@@ -364,41 +364,45 @@ def test_more_descriptors_than_can_be_passed_is_an_error_of_pass_fds(
     assert getattr(caught.value, "field", "") == "pass_fds"
 
 
-def test_a_passed_descriptor_may_have_any_number() -> None:
-    """Low and high ones are what set-up itself uses for a while."""
-    for number in (3, 4, 5, 6, 7, 8, 9, 20, 200, 255, 256, 300, 1000):
-        read, write = os.pipe()
-        try:
-            saved = _occupy(number, write)
-            try:
-                code = f"import os; os.write({number}, b'{number}')"
-                assert kit.python(code, pass_fds=[number]).ok, number
-                assert os.read(read, 100) == str(number).encode()
-            finally:
-                _restore(number, saved)
-        finally:
-            os.close(read)
-            os.close(write)
-
-
-def _occupy(number: int, fd: int) -> int:
-    """Put *fd* at *number*, whose owner gets it back by ``_restore``; -1: it had none."""
-    if number == fd:
-        return -2
+@pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
+def test_a_passed_descriptor_may_have_any_number(init: bool) -> None:
+    """Some of them are what set-up itself uses for a while."""
+    read, write = os.pipe()
     try:
-        saved = os.dup(number)
-    except OSError:
-        saved = -1
-    os.dup2(fd, number)
-    return saved
+        for number in [*range(3, 64), 200, 255, 256, 257, 300, 1000]:
+            if os.path.lexists(f"/proc/self/fd/{number}"):
+                continue  # somebody's: the library's own, perhaps
+            os.dup2(write, number)
+            try:
+                script = f"echo {number} >&{number}"
+                assert kit.run("bash", "-c", script, pass_fds=[number], init=init).ok, number
+            finally:
+                os.close(number)
+            assert os.read(read, 100) == b"%d\n" % number
+    finally:
+        os.close(read)
+        os.close(write)
 
 
-def _restore(number: int, saved: int) -> None:
-    if saved >= 0:
-        os.dup2(saved, number, inheritable=False)
-        os.close(saved)
-    elif saved == -1:
-        os.close(number)
+@pytest.mark.parametrize("init", [True, False], ids=["init", "pid1"])
+def test_a_start_is_told_at_once_whatever_number_is_passed(init: bool) -> None:
+    """The more are passed, the higher are the numbers that set-up itself uses."""
+    read, write = os.pipe()
+    more = [os.dup(write) for _ in range(15)]
+    try:
+        for number in range(3, 64):
+            if os.path.lexists(f"/proc/self/fd/{number}"):
+                continue
+            os.dup2(read, number)
+            try:
+                args, passed = ["bash", "-c", f"exec cat <&{number}"], [*more, number]
+                with nsbox.Popen(args, pass_fds=passed, init=init) as process:
+                    assert process.poll() is None  # it waits for input
+            finally:
+                os.close(number)
+    finally:
+        for fd in (read, write, *more):
+            os.close(fd)
 
 
 def test_a_closed_descriptor_is_an_error_of_pass_fds() -> None:

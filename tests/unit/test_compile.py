@@ -19,8 +19,9 @@ from unit.plans import HOSTS, KINDS, corpus, plan_of
 from nsbox.compile import PATH
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
-from nsbox.names import Clone, Opcode, OpFlag, PlanFlag
+from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import Clone3, IdMap, MakeCgroup, OpenTree, Plan, SetLimit, Setns, Slot, Step
+from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
 
 if TYPE_CHECKING:
@@ -246,16 +247,29 @@ def test_groups_then_gid_then_uid(plan: Plan) -> None:
     assert len(_where(plan, Opcode.SETGID)) == len(_where(plan, Opcode.SETUID))
 
 
+#: A letter for each step of identity.
+LETTERS = {
+    Opcode.BOUNDING: "B", Opcode.SECUREBITS: "S", Opcode.SETGROUPS: "G", Opcode.SETGID: "g",
+    Opcode.SETUID: "u", Opcode.CAPS: "C", Opcode.AMBIENT: "A", Opcode.NO_NEW_PRIVS: "N",
+}  # fmt: skip
+#: Set-up's own ids; then the bounding set and securebits while they can be changed, ids, and
+#: capabilities. Those that are kept are raised in the ambient set before that is locked.
+LADDERS = re.compile(r"(Ggu)?B?(S?(G(gu)?)?C?|S(G(gu)?)?CASC)N?")
+
+
 @every_plan
 def test_credentials_are_lowered_in_the_order_that_needs_them(plan: Plan) -> None:
-    places = [
-        _last(plan, code)
-        for code in (Opcode.BOUNDING, Opcode.SECUREBITS, Opcode.SETGROUPS, Opcode.SETGID,
-                     Opcode.SETUID, Opcode.CAPS, Opcode.AMBIENT, Opcode.NO_NEW_PRIVS)
-        if code not in (Opcode.SETGROUPS, Opcode.SETGID, Opcode.SETUID)
-        or _last(plan, code) > _last(plan, *MOUNTS)  # those of set-up come before
-    ]  # fmt: skip
-    assert _rising(place for place in places if place >= 0)
+    letters = "".join(LETTERS.get(code, "") for code in _codes(plan))
+    assert LADDERS.fullmatch(letters), letters
+
+
+def test_what_needs_setpcap_is_left_out_where_it_is_not_had() -> None:
+    """A caller with some capability, but neither root nor in a user namespace of the sandbox's."""
+    some = 1 << CAPABILITIES.index("NET_RAW")
+    caller = dataclasses.replace(HOSTS["user, one id"], capabilities=some)
+    plan = plan_of(caller, namespaces=[], profile="none")
+    assert not {Opcode.SECUREBITS, Opcode.BOUNDING, Opcode.SETGROUPS} & set(_codes(plan))
+    assert dict(plan.applied)["capabilities"] == "NET_RAW"
 
 
 @every_plan
@@ -433,6 +447,19 @@ def test_namespaces_are_exactly_those_asked_for(kinds: tuple[str, ...]) -> None:
     assert {flag.name for flag in Clone if flag in flags} == {names[kind] for kind in kinds}
 
 
+@EVERY_HOST
+@pytest.mark.parametrize("template", [False, True], ids=["no template", "template"])
+def test_no_namespace_is_lost_on_the_way_from_clone_to_unshare(host: str, template: bool) -> None:
+    """The cgroup's is made after entering, a template's after joining; all others by clone3."""
+    kinds = [kind for kind in NAMESPACES if kind not in ("time", "user")]
+    if not HOSTS[host].privileged:
+        kinds.insert(0, "user")
+    plan = plan_of(host, namespaces=kinds, template=template)
+    unshared = [plan.steps[i].flags for i in _where(plan, Opcode.UNSHARE)]  # type: ignore[union-attr]
+    made = [plan.clone.flags, *unshared]
+    assert sum(made) == sum({NAMESPACES[kind] for kind in kinds}), "each exactly once"
+
+
 def test_the_host_s_network_is_no_new_one() -> None:
     plan = plan_of(net="host")
     assert not plan.clone.flags & Clone.NEWNET
@@ -497,12 +524,16 @@ def test_strict_keeps_no_capability_and_locks_the_securebits() -> None:
     assert not _where(plan, Opcode.AMBIENT)
 
 
-def test_capabilities_of_a_user_are_ambient_and_inheritable() -> None:
-    plan = plan_of(profile="standard", user=7, capabilities=["KILL", "NET_RAW"])
+@pytest.mark.parametrize("profile", ["strict", "standard"])
+def test_capabilities_of_a_user_are_ambient_and_inheritable(profile: str) -> None:
+    plan = plan_of(profile=profile, user=7, capabilities=["KILL", "NET_RAW"])
     mask = 1 << 5 | 1 << 13
-    for code in (Opcode.BOUNDING, Opcode.CAPS, Opcode.AMBIENT):
+    for code in (Opcode.BOUNDING, Opcode.AMBIENT):
         assert [plan.steps[i].n for i in _where(plan, code)] == [mask]  # type: ignore[union-attr]
-    assert plan.steps[_first(plan, Opcode.CAPS)].m == mask  # type: ignore[union-attr]
+    last = plan.steps[_last(plan, Opcode.CAPS)]
+    assert (last.n, last.m) == (mask, mask)  # type: ignore[union-attr]
+    bits = plan.steps[_last(plan, Opcode.SECUREBITS)]
+    assert bits.n == PROFILES[profile].securebits  # type: ignore[union-attr]
 
 
 # -- limits -----------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
     files = collect(args.python, args.tests)
     shown = {CHECKOUT: snapshot(work / "tree")}
     # resolving the interpreter itself would leave the virtual environment
-    others = [args.python.parents[1], args.tests]
+    tests = args.tests if args.tests.is_dir() else args.tests.parent
+    others = [args.python.parents[1], tests]
     shown |= hidden([path for path in others if not path.is_relative_to(CHECKOUT)])
     if (CHECKOUT / ".venv").exists():
         shown[CHECKOUT / ".venv"] = CHECKOUT / ".venv"
@@ -295,7 +296,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="nsbox-kernels-") as work:
             plan = make_plan(args, Path(work))
             runs = [Run(s, user, plan) for s in args.kernel or SERIES for user in users]
-            print(f"{len(plan.files)} files on {len(runs)} machines, {args.jobs} at a time", flush=True)
+            print(
+                f"{len(plan.files)} files on {len(runs)} machines, {args.jobs} at a time",
+                flush=True,
+            )
             results = run_all(runs, args.jobs)
     except SetupError as error:
         print(f"test_kernels: {error}", file=sys.stderr)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""^C at safe places only: what is half made, or half undone, is never left by an exception.
+
+CPython runs signal handlers between any two bytecodes of the main thread, so a descriptor that
+a call returned can be lost before it has a name. While a ``Held`` is entered, SIGINT waits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAIN = threading.main_thread()
+_current: Held | None = None
+
+
+class Held:
+    """``with Held():`` SIGINT waits; ``with Released():`` in it, it does not.
+
+    Nothing at all in other threads, inside another ``Held``, and where SIGINT does not call
+    Python.
+    """
+
+    __slots__ = ("_handler", "_noted")
+
+    def __init__(self) -> None:
+        self._handler: Callable[[int, Any], Any] | None = None
+        self._noted = False
+
+    def __enter__(self) -> Held:
+        global _current
+        if threading.current_thread() is _MAIN and _current is None:
+            handler = signal.getsignal(signal.SIGINT)
+            if callable(handler):
+                self._handler = handler
+                _current = self
+                try:
+                    signal.signal(signal.SIGINT, self._note)
+                except BaseException:  # a sub-interpreter's: no handlers there
+                    _current = None
+                    raise
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._noted = True
+
+    def deliver(self) -> None:
+        """Raise now what came meanwhile."""
+        if self._noted and self._handler is not None:
+            self._noted = False
+            self._handler(signal.SIGINT, None)
+
+    def __exit__(self, *exc: object) -> None:
+        global _current
+        if self._handler is not None:
+            _current = None
+            signal.signal(signal.SIGINT, self._handler)
+            self.deliver()
+
+
+class Released:
+    """``with Released():`` in a ``Held``: SIGINT is what it was, for a wait that may be long."""
+
+    __slots__ = ("_hold",)
+
+    def __enter__(self) -> None:
+        here = threading.current_thread() is _MAIN
+        self._hold = _current if here else None
+        if self._hold is not None and self._hold._handler is not None:
+            try:
+                signal.signal(signal.SIGINT, self._hold._handler)
+                self._hold.deliver()  # after that: nothing comes in between
+            except BaseException:
+                self.__exit__()
+                raise
+
+    def __exit__(self, *exc: object) -> None:
+        if self._hold is not None and self._hold._handler is not None:
+            signal.signal(signal.SIGINT, self._hold._note)
+
+
+def check() -> None:
+    """Between two waits of something that may take long: raise what came meanwhile."""
+    if _current is not None and threading.current_thread() is _MAIN:
+        _current.deliver()
