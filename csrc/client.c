@@ -232,7 +232,7 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
  */
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 {
-	struct nsb_record barrier = { .kind = 0 };
+	struct nsb_record early = { .kind = 0 };
 	int pid = record->pid;
 	bool executing = false;
 
@@ -243,8 +243,8 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 			return got;
 		if (record->kind == NSB_SPAWNED) {
 			pid = record->pid;
-			if (barrier.kind)
-				*record = barrier;
+			if (early.kind)
+				*record = early;
 			else
 				continue;
 		} else if (record->kind == NSB_EXECING) {
@@ -253,10 +253,11 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 		} else if (record->kind == NSB_STARTED && !executing && !record->pid) {
 			continue;
 		}
-		/* A quick child is at its barrier before the launcher has told who it is. */
-		if (record->kind != NSB_BARRIER || pid)
+		/* A quick child, or its init, may speak before the launcher has told who it is. */
+		if (pid ||
+		    (record->kind != NSB_BARRIER && (record->kind != NSB_STARTED || record->pid)))
 			break;
-		barrier = *record;
+		early = *record;
 	}
 	if (!record->pid)
 		record->pid = pid;

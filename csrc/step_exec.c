@@ -56,9 +56,8 @@ int step_pdeathsig(struct nsb_ctx *cx, const struct nsb_op *op)
 /* Descriptors that the plan still needs make way for the number that the payload asked for. */
 static int make_way(struct nsb_ctx *cx, int number)
 {
-	int *const own[] = {
-		&cx->channel, &cx->plan_fd, &cx->exe, &cx->parent, &cx->root, &cx->proc
-	};
+	int *const own[] = { &cx->channel, &cx->plan_fd, &cx->exe, &cx->parent,
+			     &cx->root,	   &cx->proc,	 &cx->go };
 	int moved = -1;
 
 	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]) + NSB_MAX_SLOTS; i++) {

@@ -33,6 +33,7 @@ struct nsb_ctx {
 	int parent; /* the launcher's pidfd: readable when it has died */
 	int root;   /* O_PATH of the new root */
 	int proc;   /* a private procfs that no payload sees */
+	int go;	    /* in a forked child: the launcher's pipe, which execve closes */
 	int slots[NSB_MAX_SLOTS];
 };
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the pages show of the code itself: rendered when they are built, so that it stays true.
 
-Directives: ``timeline``, ``steps``, ``profiles``, ``transitions``, ``exceptions`` and ``readme``.
+Directives: ``timeline``, ``steps``, ``profiles``, ``layers``, ``ladder``, ``transitions``,
+``exceptions`` and ``readme``.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import os
 import re
@@ -72,6 +74,7 @@ class Readme(TestcodeDirective):
         self.env.note_dependency(str(path))
         blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
         code = blocks[int(self.arguments.pop(0)) - 1]
+        self.name = "testcode"
         self.content = StringList(code.splitlines(), str(path))
         return super().run()
 
@@ -124,8 +127,8 @@ class Timeline(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         call = f"nsbox.explain({' '.join(self.content)})"
         host = HOSTS[self.options.get("who", "root")]
-        with mock.patch("nsbox.probe.host", lambda: host):
-            plan = eval(call, {"nsbox": nsbox})
+        with mock.patch("nsbox.probe.host", return_value=host):
+            plan = eval(call, {"nsbox": nsbox})  # noqa: S307  (our own pages)  # noqa: S307  (of our own pages)
         return [literal(f">>> print({call})", "pycon"), literal(str(plan))]
 
 
@@ -207,13 +210,40 @@ class Profiles(SphinxDirective):
     """The hardening profiles, side by side."""
 
     def run(self) -> list[nodes.Node]:
-        fields = [field.name for field in dataclasses.fields(Profile)]
-        rows = [(f"``{name}``", *(_show(name, getattr(profile, name))
-                                  for profile in PROFILES.values())) for name in fields]  # fmt: skip
+        rows = []
+        for field in dataclasses.fields(Profile):
+            values = (getattr(profile, field.name) for profile in PROFILES.values())
+            rows.append([f"``{field.name}``", *(_show(field.name, value) for value in values)])
         return [table(("", *(f"``{name}``" for name in PROFILES)), rows, (16, 30, 30, 24))]
 
 
-# ---------------------------------------------------------------------------- containers and errors
+# --------------------------------------------------------------------------- pieces of the design
+
+
+class Layers(SphinxDirective):
+    """The floors of the package, as the test of imports has them."""
+
+    def run(self) -> list[nodes.Node]:
+        source = (ROOT / "tests" / "unit" / "test_layers.py").read_text()
+        floors = next(
+            ast.literal_eval(node.value)
+            for node in ast.parse(source).body
+            if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "FLOORS"
+        )
+        lines = []
+        for floor, names in sorted(floors.items(), reverse=True):
+            here = [n for n in names.split() if (ROOT / "nsbox" / f"{n}.py").exists()]
+            lines += [f"{floor}  {'  '.join(here)}"] if here else []
+        return [literal("\n".join(lines))]
+
+
+class Ladder(SphinxDirective):
+    """The protocol, as it is drawn at the head of csrc/nsb.h."""
+
+    def run(self) -> list[nodes.Node]:
+        lines = (CSRC / "nsb.h").read_text().split("*/")[1].splitlines()
+        drawn = [line.removeprefix(" *   ") for line in lines if re.match(r" \*   ", line)]
+        return [literal("\n".join(drawn))]
 
 
 class Transitions(SphinxDirective):
@@ -264,7 +294,7 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    for directive in (Timeline, Steps, Profiles, Transitions, Exceptions, Readme):
+    for directive in (Timeline, Steps, Profiles, Layers, Ladder, Transitions, Exceptions, Readme):
         app.add_directive(directive.__name__.lower(), directive)
     app.connect("env-check-consistency", check_reference)
     return {"parallel_read_safe": True}

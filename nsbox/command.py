@@ -357,7 +357,7 @@ def run(
     Args:
         args: the program and its arguments, a list.
         root: a ``Rootfs``, or a directory; default the host's system directories, read-only.
-        cwd: directory inside; default /tmp, a tmpfs of its own.
+        cwd: directory inside; default /tmp, a tmpfs of its own (``/`` in a ``Rootfs.dir``).
         env: variables beside PATH, HOME, LANG and USER.
         user: uid or ``"uid:gid"`` inside.
         groups, capabilities, rlimits, pass_fds: more of the process, none by default.
@@ -395,6 +395,7 @@ def run(
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
     spec = build_spec(args, keywords)
+    data = _as_bytes(input)
     with interrupts.Held():
         stdio = connect(stdin, stdout, stderr)
         return finish(
@@ -402,7 +403,7 @@ def run(
             stdio,
             lambda: launch(spec, stdio),
             keep=tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE),
-            data=_as_bytes(input),
+            data=data,
             text=text,
             check=check,
             timeout=timeout,
@@ -597,6 +598,7 @@ class Popen:
         Raises:
             TimeoutExpired: *timeout* passed; everything was killed.
         """
+        data = _as_bytes(input)
         for number, stream in enumerate((self.stdin, self.stdout, self.stderr)):
             if stream is not None and not stream.closed:
                 if number == 0:
@@ -612,9 +614,7 @@ class Popen:
             left = (
                 None if timeout is None else time.monotonic() - self._process.started_at + timeout
             )
-            ended, verdict, late = _converse(
-                self._process, self._stdio, sinks, _as_bytes(input), left
-            )
+            ended, verdict, late = _converse(self._process, self._stdio, sinks, data, left)
             if verdict.reason is not None:
                 self._verdict = verdict
             self._settle(ended)

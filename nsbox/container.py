@@ -26,10 +26,10 @@ from nsbox.command import (
     usage_of,
     watch_oom,
 )
-from nsbox.errors import StateError, TimeoutExpired
+from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
 from nsbox.result import Completed, Reason
-from nsbox.streams import Sink, connect, take
+from nsbox.streams import PIPE, Sink, connect, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +90,12 @@ class Container:
     ) -> None:
         self._wanted = (args, {**keywords, "init": init})
         self.spec: Spec = check_spec(*self._wanted)
+        if self.spec.limits.output is not None:
+            raise SpecError("limits.output", "is for run(): of a container's output the last "
+                            "1 MiB is kept")  # fmt: skip
+        for number, stream in enumerate((stdin, stdout, stderr)):
+            if stream == PIPE:
+                raise SpecError(("stdin", "stdout", "stderr")[number], "PIPE is for Popen")
         self.name = name or Path(self.spec.args[0]).name
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")

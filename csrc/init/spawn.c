@@ -22,6 +22,7 @@ static int child_main(void *arg)
 	char byte;
 
 	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
+	cx->go = spawn->go;
 	if (spawn->net >= 0 && nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET) < 0) {
 		nsb_send_failed(cx->channel, NSB_AT_CLONE, EINVAL, "setns");
 		return 125;

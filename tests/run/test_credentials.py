@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from run import kit
-from support import probe_subuid
+from support import probe_subuid, scaled
 
 import nsbox
 from nsbox.names import CAPABILITIES
@@ -395,8 +395,9 @@ def test_a_start_is_told_at_once_whatever_number_is_passed(init: bool) -> None:
                 continue
             os.dup2(read, number)
             try:
-                args, passed = ["bash", "-c", f"exec cat <&{number}"], [*more, number]
-                with nsbox.Popen(args, pass_fds=passed, init=init) as process:
+                script = f"read -t {scaled(5):.0f} -u {number}"
+                passed = [*more, number]
+                with nsbox.Popen(["bash", "-c", script], pass_fds=passed, init=init) as process:
                     assert process.poll() is None  # it waits for input
             finally:
                 os.close(number)

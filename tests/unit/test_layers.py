@@ -36,7 +36,7 @@ FLOORS: dict[int, str] = {
     1: "errors units names",
     2: "spec host",
     3: "plan profile build mounts creds compile",
-    4: "cgroup registry launcher probe",
+    4: "cgroup registry launcher probe interrupts",
     5: "process templates watch result streams command namespace",
     6: "container",
     7: "pod",
