@@ -147,7 +147,7 @@ class CommandNotFound(SetupError, FileNotFoundError):
 
 
 class TimeoutExpired(NsboxError, subprocess.TimeoutExpired):
-    """``timeout=`` passed. ``run`` and ``communicate`` have killed the whole tree, ``wait`` has not.
+    """``timeout=`` passed. ``run`` and ``communicate`` have killed the tree, ``wait`` has not.
 
     Attributes:
         completed: the ``Completed``, with what was captured until then.

@@ -55,10 +55,11 @@ class Launcher:
         exe = owner = -1
         try:
             exe, owner = _init_memfd(), os.pidfd_open(os.getpid())
+            self._register((registry.directory(),))
             _core.launcher_start(exe, theirs.fileno(), self.entry.fd, owner)
+            self.entry.publish()
         except BaseException:
             self._control.close()
-            self.entry.remove()
             os.close(self.entry.fd)
             raise
         finally:
@@ -66,7 +67,6 @@ class Launcher:
             for fd in (exe, owner):
                 if fd >= 0:
                     os.close(fd)
-        self._register((registry.directory(),))
 
     def _register(self, directories: tuple[str, ...]) -> None:
         for directory in directories:

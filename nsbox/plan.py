@@ -163,7 +163,7 @@ class IdMap:
         return f"{show('uid', self.uids)}; {show('gid', self.gids)}"
 
     def needs_slot(self) -> bool:
-        return any(outside is None for _, outside, _ in self.uids)
+        return self.by == "launcher" and any(outside is None for _, outside, _ in self.uids)
 
     def text(self, lines: tuple[tuple[int, int | None, int], ...], slot: int) -> str:
         return "".join(

@@ -77,21 +77,21 @@ class Entry:
         self._known: set[str] = set()
         self._names = itertools.count(1)
         self._lock = threading.Lock()
-        self.fd = self._open_locked()
+        self.fd = os.open(directory(), os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        os.fchmod(self.fd, 0o600)  # whatever the caller's umask
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
 
-    def _open_locked(self) -> int:
-        """Create and lock; again, if a gc() of somebody's was quicker than the lock."""
-        while True:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            fd = os.open(self.path, flags, 0o600)
-            os.fchmod(fd, 0o600)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            try:
-                if os.stat(self.path).st_ino == os.fstat(fd).st_ino:
-                    return fd
-            except FileNotFoundError:
-                pass
-            os.close(fd)
+    def publish(self) -> None:
+        """Give the file its name, once a launcher holds the lock and knows that it is to go.
+
+        Whoever dies before leaves nothing, and no gc() ever sees it unlocked.
+        """
+        where = os.open(directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:  # with a descriptor os.link() is linkat(2), which can follow the magic link
+            name = os.path.basename(self.path)
+            os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=where, follow_symlinks=True)
+        finally:
+            os.close(where)
 
     def name(self) -> str:
         """A name that no other owner, and no other thing of this one, has."""
@@ -107,13 +107,6 @@ class Entry:
                 os.write(self.fd, "".join(f"{place}\n" for place in new).encode())
                 tell(new)
                 self._known.update(new)
-
-    def remove(self) -> None:
-        """The launcher has gone and everything was undone."""
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
 
 
 def gc() -> list[str]:
