@@ -90,9 +90,12 @@ print("unchanged")
 @pytest.mark.root
 def test_nothing_propagates_from_a_shared_mount(tmp_path: Path) -> None:
     """In a mount namespace where everything is shared, as systemd makes it."""
-    script = 'mount -t tmpfs -o mode=755 none "$1" && exec "$2" -c "$3" "$1"'
+    # Private first: where the machine's own / is shared, "shared" would stay its peer.
+    script = (
+        'mount --make-rshared / && mount -t tmpfs -o mode=755 none "$1" && exec "$2" -c "$3" "$1"'
+    )
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "shared", "sh", "-ec", script, "sh",
+        ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh",
          str(tmp_path), sys.executable, PROPAGATION],
         capture_output=True, text=True, timeout=kit.PATIENCE,
     )  # fmt: skip
