@@ -14,6 +14,7 @@ import os
 import select
 import socket
 import threading
+import time
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from nsbox.errors import StateError, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_BURIAL_DEADLINE_S = 1.0
 _MFD_EXEC = 0x10  # Linux 6.3; older kernels answer EINVAL
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -59,8 +61,7 @@ class Launcher:
             _core.launcher_start(exe, theirs.fileno(), self.entry.fd, owner)
             self.entry.publish()
         except BaseException:
-            self._control.close()
-            os.close(self.entry.fd)
+            self.close()
             raise
         finally:
             theirs.close()
@@ -87,9 +88,9 @@ class Launcher:
         return not poll.poll(0)
 
     def close(self) -> None:
-        """Let it go: it ends what still runs, undoes what is left, and exits."""
+        """Let it go: it ends what still runs, undoes what is left, and exits. Idempotent."""
         self._control.close()
-        os.close(self.entry.fd)
+        self.entry.close()
 
 
 _launchers: dict[bytes, Launcher] = {}
@@ -124,8 +125,18 @@ def forget(launcher: Launcher) -> None:
     with _lock:
         if _launchers.get(launcher.view) is launcher:
             del _launchers[launcher.view]
-            launcher.close()
-            registry.gc()  # nobody holds its entry any more
+            _bury(launcher)
+
+
+def _bury(launcher: Launcher) -> None:
+    """Sweep what a killed launcher was to undo, as soon as the kernel has let go of its lock."""
+    launcher.close()
+    deadline = time.monotonic() + _BURIAL_DEADLINE_S
+    while True:
+        registry.gc()
+        if not os.path.exists(launcher.entry.path) or time.monotonic() > deadline:
+            return  # or the next gc() will
+        time.sleep(0.002)
 
 
 def check_owner(pid: int) -> None:
@@ -157,8 +168,8 @@ def shut_down() -> None:
         for launcher in _launchers.values():
             launcher.close()
         _launchers.clear()
-        if dead:
-            registry.gc()
+        for launcher in dead:
+            _bury(launcher)
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -108,6 +108,12 @@ class Entry:
                 tell(new)
                 self._known.update(new)
 
+    def close(self) -> None:
+        """Let go of the lock, which the launcher holds too; idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
 
 def gc() -> list[str]:
     """Remove what owners left that died together with their launcher; returns what was removed.
