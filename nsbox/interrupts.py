@@ -7,7 +7,7 @@ a call returned can be lost before it has a name. While a ``Held`` is entered, S
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]  # signal wraps each call in enums: slow
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +33,13 @@ class Held:
 
     def __enter__(self) -> Held:
         global _current
-        if threading.current_thread() is _MAIN and _current is None:
-            handler = signal.getsignal(signal.SIGINT)
+        if threading.get_ident() == _MAIN.ident and _current is None:
+            handler = _signal.getsignal(_signal.SIGINT)
             if callable(handler):
                 self._handler = handler
                 _current = self
                 try:
-                    signal.signal(signal.SIGINT, self._note)
+                    _signal.signal(_signal.SIGINT, self._note)
                 except BaseException:  # a sub-interpreter's: no handlers there
                     _current = None
                     raise
@@ -52,13 +52,13 @@ class Held:
         """Raise now what came meanwhile."""
         if self._noted and self._handler is not None:
             self._noted = False
-            self._handler(signal.SIGINT, None)
+            self._handler(_signal.SIGINT, None)
 
     def __exit__(self, *exc: object) -> None:
         global _current
         if self._handler is not None:
             _current = None
-            signal.signal(signal.SIGINT, self._handler)
+            _signal.signal(_signal.SIGINT, self._handler)
             self.deliver()
 
 
@@ -68,11 +68,11 @@ class Released:
     __slots__ = ("_hold",)
 
     def __enter__(self) -> None:
-        here = threading.current_thread() is _MAIN
+        here = threading.get_ident() == _MAIN.ident
         self._hold = _current if here else None
         if self._hold is not None and self._hold._handler is not None:
             try:
-                signal.signal(signal.SIGINT, self._hold._handler)
+                _signal.signal(_signal.SIGINT, self._hold._handler)
                 self._hold.deliver()  # after that: nothing comes in between
             except BaseException:
                 self.__exit__()
@@ -80,10 +80,10 @@ class Released:
 
     def __exit__(self, *exc: object) -> None:
         if self._hold is not None and self._hold._handler is not None:
-            signal.signal(signal.SIGINT, self._hold._note)
+            _signal.signal(_signal.SIGINT, self._hold._note)
 
 
 def check() -> None:
     """Between two waits of something that may take long: raise what came meanwhile."""
-    if _current is not None and threading.current_thread() is _MAIN:
+    if _current is not None and threading.get_ident() == _MAIN.ident:
         _current.deliver()
