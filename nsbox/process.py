@@ -51,7 +51,13 @@ class Injection(NamedTuple):
     err: int = errno.EIO
 
 
+_NO_DESCRIPTORS = (
+    "the launcher keeps two or three descriptors for each sandbox: raise the hard "
+    "limit of open files (RLIMIT_NOFILE) before the first one, or end some"
+)
 _HINTS = {
+    ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
+    ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
     ("clone3", errno.EPERM): "user namespaces may be restricted here "
     "(kernel.apparmor_restrict_unprivileged_userns, or a container's seccomp filter)",
     ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
@@ -307,9 +313,11 @@ def spawn(
         try:
             return _spawn(plan, descriptors, parent, inject)
         except _LauncherGone:
+            if parent.alive():  # it had no descriptor left even for the channel
+                break
             launcher.forget(parent)
             parent = None
-    raise setup_error(plan, plan.timeline_index(At.REQUEST), errno.EPIPE, "launcher")
+    raise setup_error(plan, plan.timeline_index(At.REQUEST), errno.EMFILE, "recvmsg")
 
 
 class _LauncherGone(Exception):

@@ -144,6 +144,7 @@ struct request {
 	struct nsb_request head;
 	int fds[2 + NSB_MAX_PASSED];
 	unsigned int nfds;
+	int err; /* why it cannot be served, when the kernel could not deliver all of it */
 };
 
 static struct request request;
@@ -171,6 +172,7 @@ static int receive(void)
 	long got = nsb_sys3(__NR_recvmsg, NSB_FD_CONTROL, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 
 	request.nfds = 0;
+	request.err = 0;
 	if (got == -EAGAIN || got == -EINTR)
 		return 0;
 	if (got <= 0)
@@ -186,9 +188,11 @@ static int receive(void)
 			trusted = from_us(c);
 		}
 	}
-	if (!trusted || msg.msg_flags & (MSG_CTRUNC | MSG_TRUNC) || got < 8 ||
-	    (size_t)got != request.head.size + 8)
-		request.head.kind = 0;
+	if (msg.msg_flags & MSG_CTRUNC)
+		request.err = EMFILE;
+	else if (!trusted || msg.msg_flags & MSG_TRUNC || got < 8 ||
+		 (size_t)got != request.head.size + 8)
+		request.err = EPERM;
 	return 1;
 }
 
@@ -318,16 +322,18 @@ static void serve_spawn(void)
 	void *plan = NULL;
 	int err = -EINVAL;
 
-	if (request.head.kind == NSB_REQ_SPAWN && request.nfds >= 2)
+	if (request.err == 0 && request.head.kind == NSB_REQ_SPAWN && request.nfds >= 2)
 		plan = nsb_plan_map(request.fds[1], &size);
 	if (plan) {
 		if (((struct nsb_plan *)plan)->nfds + 2 == request.nfds)
 			err = launch(plan);
 		nsb_plan_unmap(plan, size);
 		if (err < 0)
-			nsb_send_failed(request.fds[0], NSB_AT_CLONE, -err, "clone3");
+			nsb_send_failed(request.fds[0], NSB_AT_CLONE, -err,
+					err == -EMFILE ? "fcntl" : "clone3");
 	} else if (request.nfds) {
-		nsb_send_failed(request.fds[0], NSB_AT_REQUEST, EINVAL, "plan_check");
+		nsb_send_failed(request.fds[0], NSB_AT_REQUEST, request.err ? request.err : EINVAL,
+				request.err ? "recvmsg" : "plan_check");
 	}
 	for (unsigned int i = 0; i < request.nfds; i++)
 		drop(&request.fds[i]);
@@ -340,7 +346,7 @@ static bool serve(void)
 
 	if (got <= 0)
 		return got == 0;
-	if (request.head.kind == NSB_REQ_SWEEP && request.nfds == 0)
+	if (request.err == 0 && request.head.kind == NSB_REQ_SWEEP)
 		nsb_sweep_add(request.head.text, request.head.size);
 	else
 		serve_spawn();
@@ -384,7 +390,7 @@ static bool step(int timeout_ms)
 static void drain_requests(void)
 {
 	while (receive() > 0) {
-		if (request.head.kind == NSB_REQ_SWEEP)
+		if (request.err == 0 && request.head.kind == NSB_REQ_SWEEP)
 			nsb_sweep_add(request.head.text, request.head.size);
 		for (unsigned int i = 0; i < request.nfds; i++)
 			drop(&request.fds[i]);

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import gc
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -738,6 +740,28 @@ def hogs_and_others(word: str) -> None:
     assert not wrong, wrong
 
 
+def descriptors_run_out(word: str) -> None:
+    """The launcher's, by a limit that it inherits: it says so, and everything goes on."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+    args = ["/bin/sh", "-c", f"sleep 60 # {word}"]
+    boxes: list[nsbox.Popen] = []
+    try:
+        while True:
+            assert len(boxes) < 100, "300 descriptors are enough for 100 sandboxes?"
+            boxes.append(nsbox.Popen(args, init=False, stdout=-3, stderr=-3, namespaces=NESTED))
+    except nsbox.SetupError as e:
+        assert e.errno == errno.EMFILE, e
+        assert "RLIMIT_NOFILE" in str(e), e
+    assert len(boxes) > 5
+    assert [box.poll() for box in boxes] == [None] * len(boxes)
+    boxes.pop().close()
+    nsbox.Popen(args, init=False, stdout=-3, stderr=-3, namespaces=NESTED).close()
+    for box in boxes:
+        assert box.poll() is None
+        box.close()
+
+
+NESTED = ["user", "pid"]
 SCENARIOS: dict[str, Callable[..., None]] = {
     name: value for name, value in list(globals().items())
     if callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == __name__

@@ -22,3 +22,10 @@ def test_signals_are_told_with_sigchld_ignored() -> None:
 @pytest.mark.kernel
 def test_the_end_of_the_spawning_thread_ends_no_sandbox() -> None:
     kit.run_scenario("threads_end", kit.token())
+
+
+@pytest.mark.kernel
+@pytest.mark.userns
+def test_a_launcher_without_descriptors_is_not_taken_for_dead() -> None:
+    """It was: its owner then let go of it, which ended every sandbox that it had."""
+    kit.run_scenario("descriptors_run_out", kit.token())
