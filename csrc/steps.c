@@ -4,7 +4,7 @@
 
 #include <sys/socket.h>
 
-/* Every step that a child can take. nsbox/plan.py holds the same names, a test compares them. */
+/* Every step that a child can take. nsbox/steps.py holds the same names, a test compares them. */
 static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_SETNS] = step_setns,	 /* n: CLONE_NEW* that a pidfd stands for */
 	[NSB_OP_UNSHARE] = step_unshare, /* n: CLONE_NEW* */

@@ -12,8 +12,6 @@ TYPE_CHECKING = False  # importing typing would take most of the time that impor
 if TYPE_CHECKING:
     from typing import Any
 
-    from nsbox.command import Popen as Popen
-    from nsbox.command import explain as explain
     from nsbox.command import run as run
     from nsbox.container import Container as Container
     from nsbox.errors import CommandError as CommandError
@@ -28,14 +26,16 @@ if TYPE_CHECKING:
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
     from nsbox.namespace import namespaces as namespaces
-    from nsbox.pod import Backoff as Backoff
-    from nsbox.pod import ContainerSpec as ContainerSpec
     from nsbox.pod import Pod as Pod
-    from nsbox.pod import Sidecar as Sidecar
+    from nsbox.podspec import Backoff as Backoff
+    from nsbox.podspec import ContainerSpec as ContainerSpec
+    from nsbox.podspec import Sidecar as Sidecar
+    from nsbox.popen import Popen as Popen
     from nsbox.registry import gc as gc
     from nsbox.result import Completed as Completed
     from nsbox.result import Reason as Reason
     from nsbox.result import Usage as Usage
+    from nsbox.sandbox import explain as explain
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
@@ -44,30 +44,30 @@ __version__ = "0.1.0.dev0"
 
 #: Public name -> the module that has it.
 _WHERE = {
-    "Backoff": "pod",
+    "Backoff": "podspec",
     "CommandError": "errors",
     "CommandNotFound": "errors",
     "Completed": "result",
     "Container": "container",
-    "ContainerSpec": "pod",
+    "ContainerSpec": "podspec",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",
     "NamespaceInfo": "namespace",
     "NsboxError": "errors",
     "Pod": "pod",
-    "Popen": "command",
+    "Popen": "popen",
     "Reason": "result",
     "RemoteError": "errors",
     "Rootfs": "spec",
     "SetupError": "errors",
     "SpecError": "errors",
-    "Sidecar": "pod",
+    "Sidecar": "podspec",
     "StateError": "errors",
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
-    "explain": "command",
+    "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",
     "run": "command",

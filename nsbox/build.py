@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from nsbox.errors import Unavailable
 from nsbox.names import PlanFlag
-from nsbox.plan import OpenTree, Slot, Step
 from nsbox.profile import PROFILES, Profile
+from nsbox.steps import OpenTree, Slot, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -24,11 +24,10 @@ class Build:
     """Spec, host and profile, what was decided of them, and the steps so far.
 
     Attributes:
-        join: a process whose namespaces the child enters: (kind, slot of its pidfd) per kind.
+        join: kinds of namespaces that the child enters, of the process in slot ("pidfd", "join").
         new: kinds of namespaces that are made.
         uid, gid: of the payload, inside.
         id_map: "slot", "range" (newuidmap), "single", or "" without a user namespace.
-        owner: the ids that set-up runs as, inside.
         template: the mount namespace comes from a template.
     """
 

@@ -11,10 +11,9 @@ from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
 from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
-from nsbox.plan import (
-    MAX_OPS,
-    MAX_PASSED,
-    MAX_SLOTS,
+from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
+from nsbox.spec import Rootfs, Spec
+from nsbox.steps import (
     Clone3,
     EnterCgroup,
     MakeCgroup,
@@ -22,7 +21,6 @@ from nsbox.plan import (
     Number,
     Options,
     Pair,
-    Plan,
     SetLimit,
     Setns,
     Simple,
@@ -31,9 +29,6 @@ from nsbox.plan import (
     Unshare,
     mounts_private,
 )
-from nsbox.spec import Rootfs, Spec
-
-__all__ = ["compile_pause", "compile_spec", "compile_template"]
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
@@ -160,7 +155,7 @@ def _add_joins(build: Build, joined: Slot | None) -> None:
     flags = Clone(0)
     for kind in build.join:
         flags |= NAMESPACES[kind]
-    build.add(Setns(joined, flags, "pod"))
+    build.add(Setns(joined, flags, "namespaces"))
 
 
 def _port_sysctls(build: Build) -> list[tuple[str, str]]:
@@ -244,7 +239,7 @@ def _add_exec(build: Build, env: tuple[str, ...]) -> None:
     build.add(Text(Opcode.EXEC, "exec", paths[-1], "args[0]"))
 
 
-def _working_directory(spec: Spec) -> str | None:
+def _working_directory(spec: Spec) -> str:
     if spec.cwd is not None:
         return spec.cwd
     if spec.files or (spec.root.kind == "host" and spec.profile != "none"):
@@ -255,9 +250,7 @@ def _working_directory(spec: Spec) -> str | None:
 def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
     if build.has_new("mnt") or build.spec.cwd is not None:
-        cwd = _working_directory(build.spec)
-        if cwd is not None:
-            build.add(Text(Opcode.CHDIR, "chdir", cwd, "cwd"))
+        build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
     build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
     creds.add_credentials(build)
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
@@ -299,12 +292,8 @@ def _check_size(build: Build) -> None:
 
 def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
     _check_size(build)
-    joins = (
-        1 if any(isinstance(step, Setns) and step.source == "pod" for step in build.steps) else 0
-    )
     return Plan(
         steps=tuple(build.steps),
-        joins=joins,
         passed=tuple(build.passed),
         args=args,
         env=env,
@@ -367,6 +356,18 @@ def compile_spec(
     return _finish(build, env, build.spec.args)
 
 
+def _finish_pause(build: Build, detail: str, source: str) -> Plan:
+    """The end of a plan whose process only is: it holds what was made."""
+    creds.add_descriptors(build)
+    build.add(
+        Simple(Opcode.SETSID, "setsid", "", source),
+        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, source),
+        Simple(Opcode.EXECING, "execing", "everything is set up", source),
+        Simple(Opcode.PAUSE, "pause", detail, source),
+    )
+    return _finish(build, (), ())
+
+
 def wants_template(spec: Spec, host: Host) -> bool:
     """Whether ``compile_spec(template=True)`` would use one."""
     return mounts.fits_template(_start(spec, host))
@@ -385,12 +386,7 @@ def compile_template(spec: Spec, host: Host) -> Plan:
         for path in ("/proc", mounts.TMP):
             build.add(MakeDirs(path, 0o755, "root"))
     mounts.add_pivot(build)
-    creds.add_descriptors(build)
-    build.add(
-        Simple(Opcode.EXECING, "execing", "everything is set up", "root"),
-        Simple(Opcode.PAUSE, "pause", "until its namespace is held", "root"),
-    )
-    return _finish(build, (), ())
+    return _finish_pause(build, "until its namespace is held", "root")
 
 
 def compile_pause(spec: Spec, host: Host) -> Plan:
@@ -409,14 +405,7 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     _add_names(build)
     build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))
     creds.add_credentials(build)
-    creds.add_descriptors(build)
-    build.add(
-        Simple(Opcode.SETSID, "setsid", "", "pod"),
-        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "pod"),
-        Simple(Opcode.EXECING, "execing", "everything is set up", "pod"),
-        Simple(Opcode.PAUSE, "pause", "holds what the pod shares", "pod"),
-    )
-    return _finish(build, (), ())
+    return _finish_pause(build, "holds what the pod shares", "pod")
 
 
 def compile_holder(spec: Spec, host: Host) -> Plan:
@@ -427,14 +416,7 @@ def compile_holder(spec: Spec, host: Host) -> Plan:
         build.add(mounts_private("namespaces"))
     creds.become_setup_ids(build)
     _add_names(build)
-    creds.add_descriptors(build)
-    build.add(
-        Simple(Opcode.SETSID, "setsid", "", "namespaces"),
-        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "namespaces"),
-        Simple(Opcode.EXECING, "execing", "everything is set up", "namespaces"),
-        Simple(Opcode.PAUSE, "pause", "holds the namespaces", "namespaces"),
-    )
-    return _finish(build, (), ())
+    return _finish_pause(build, "holds the namespaces", "namespaces")
 
 
 def compile_helper(args: tuple[str, ...]) -> Plan:

@@ -9,26 +9,16 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import interrupts, probe, watch
-from nsbox.command import (
-    Verdict,
-    build_spec,
-    check_spec,
-    judge,
-    launch,
-    plan_for,
-    unwatch,
-    usage_of,
-    watch_oom,
-)
+from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
 from nsbox.result import Completed, Reason
+from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
 
 if TYPE_CHECKING:
@@ -337,18 +327,6 @@ class Container:
             enforcement=dict(process.plan.enforcement),
             applied=dict(process.plan.applied),
         )
-
-    @property
-    def started_at(self) -> float:
-        """time.monotonic() of its start; 0.0 before."""
-        return self._process.started_at if self._process is not None else 0.0
-
-    @property
-    def age(self) -> float:
-        """Seconds that it has run, or ran."""
-        if self._process is None:
-            return 0.0
-        return (self._process.ended_at or time.monotonic()) - self._process.started_at
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nsbox.build import SLOT_IDS
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
-from nsbox.plan import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
 from nsbox.profile import PROFILES
+from nsbox.steps import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
 
 if TYPE_CHECKING:
     from nsbox.build import Build
@@ -26,11 +26,8 @@ def decide_ids(build: Build) -> None:
     if not build.in_userns:
         default = host.euid if not host.privileged or spec.profile == "none" else default and 65534
     build.uid = default if spec.uid is None else spec.uid
-    build.gid = (
-        (host.egid if build.uid == host.euid and not build.in_userns else build.uid)
-        if (spec.gid is None)
-        else spec.gid
-    )
+    is_caller = build.uid == host.euid and not build.in_userns
+    build.gid = spec.gid if spec.gid is not None else host.egid if is_caller else build.uid
     if build.in_userns:
         if build.id_map:
             pass  # of the pod, which decided for all its containers
@@ -65,13 +62,9 @@ def _check_mapped(build: Build) -> None:
 def id_map_step(build: Build) -> IdMap:
     """What is written to /proc/PID/uid_map, and by whom."""
     host = build.host
-    if build.id_map == "slot":
+    if build.id_map != "single":
         whole = ((0, None, SLOT_IDS),)
-        return IdMap(whole, whole, "launcher", "user")
-    if build.id_map == "range":
-        # The caller's own id stays reachable under a number that no subordinate id has.
-        whole = ((0, None, SLOT_IDS),)
-        return IdMap(whole, whole, "newuidmap", "user")
+        return IdMap(whole, whole, "newuidmap" if build.id_map == "range" else "launcher", "user")
     uids = ((build.uid, host.euid, 1),)
     return IdMap(uids, ((build.gid, host.egid, 1),), "launcher", "user")
 
@@ -170,7 +163,8 @@ def add_rlimits(build: Build) -> None:
         wanted["nofile"] = (number, number, "limits.nofile")
     if build.spec.profile != "none" and "pids" not in build.enforcement and build.profile.pids:
         wanted["nproc"] = (build.profile.pids, build.profile.pids, "profile")
-        build.enforcement["pids"] = "RLIMIT_NPROC, of the profile: no pids cgroup here"
+        how = "RLIMIT_NPROC, of the profile: no pids cgroup here"
+        build.enforcement["pids"] = build.applied["pids"] = how
     for name, soft, limit in build.spec.rlimits:
         wanted[name] = (soft, limit, f"rlimits[{name!r}]")
     for name, (soft, limit, source) in wanted.items():

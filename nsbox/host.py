@@ -23,7 +23,6 @@ class Host:
         system: the host's system directories: (path, "dir" | "link" | "file", link target).
         devices: character devices of a minimal /dev: (name, device number).
         hard_rlimits: (name, hard limit) of the caller, which only CAP_SYS_RESOURCE may exceed.
-        last_cap: the kernel's last capability.
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
         spare_net: the launcher may make network namespaces ahead.
@@ -38,7 +37,6 @@ class Host:
     system: tuple[tuple[str, str, str], ...] = (("/usr", "dir", ""), ("/bin", "link", "usr/bin"))
     devices: tuple[tuple[str, int], ...] = (("null", 259),)
     hard_rlimits: tuple[tuple[str, int], ...] = ()
-    last_cap: int = 40
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     spare_net: bool = True

@@ -8,13 +8,13 @@ a call returned can be lost before it has a name. While a ``Held`` is entered, S
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # signal wraps each call in enums: slow
+import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MAIN = threading.main_thread()
 _current: Held | None = None
 
 
@@ -33,7 +33,7 @@ class Held:
 
     def __enter__(self) -> Held:
         global _current
-        if threading.get_ident() == _MAIN.ident and _current is None:
+        if threading.get_ident() == threading.main_thread().ident and _current is None:
             handler = _signal.getsignal(_signal.SIGINT)
             if callable(handler):
                 self._handler = handler
@@ -68,7 +68,7 @@ class Released:
     __slots__ = ("_hold",)
 
     def __enter__(self) -> None:
-        here = threading.get_ident() == _MAIN.ident
+        here = threading.get_ident() == threading.main_thread().ident
         self._hold = _current if here else None
         if self._hold is not None and self._hold._handler is not None:
             try:
@@ -83,7 +83,12 @@ class Released:
             _signal.signal(_signal.SIGINT, self._hold._note)
 
 
-def check() -> None:
-    """Between two waits of something that may take long: raise what came meanwhile."""
-    if _current is not None and threading.get_ident() == _MAIN.ident:
-        _current.deliver()
+def _forget() -> None:
+    """In a child that was forked meanwhile, who held it goes on in the parent only."""
+    global _current
+    hold, _current = _current, None
+    if hold is not None and hold._handler is not None:
+        _signal.signal(_signal.SIGINT, hold._handler)
+
+
+os.register_at_fork(after_in_child=_forget)

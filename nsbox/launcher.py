@@ -88,9 +88,23 @@ class Launcher:
         return not poll.poll(0)
 
     def close(self) -> None:
-        """Let it go: it ends what still runs, undoes what is left, and exits. Idempotent."""
-        self._control.close()
+        """Let it go: it ends what still runs, undoes what is left, and exits. Idempotent.
+
+        Other threads may be about to use the socket: its number stays taken until they are done.
+        """
+        try:
+            self._control.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the launcher has gone before
+            pass
         self.entry.close()
+
+    def drop(self) -> None:
+        """In a forked child: let go of what is the parent's."""
+        self._control.close()
+        self.entry.drop()
+
+    def __del__(self) -> None:
+        self._control.close()
 
 
 _launchers: dict[bytes, Launcher] = {}
@@ -155,7 +169,7 @@ def check_owner(pid: int) -> None:
 def _forget() -> None:
     """In a forked child: drop the parent's sockets, or its launcher would never see it end."""
     for launcher in _launchers.values():
-        launcher.close()
+        launcher.drop()
     _launchers.clear()
     global _lock
     _lock = threading.Lock()

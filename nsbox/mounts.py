@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
 from nsbox.names import MountAttr, Opcode
-from nsbox.plan import (
+from nsbox.steps import (
     Attach,
     File,
     MakeDirs,
@@ -63,7 +63,6 @@ class RootParts:
         self.root: Slot | None = None
         self.system: list[tuple[Slot, str]] = []
         self.devices: list[tuple[Slot, str]] = []
-        self.proc: Slot | None = None
         if spec.root.kind == "inherit":
             return
         if spec.root.kind == "dir":
@@ -166,7 +165,7 @@ def _add_scratch(build: Build, make: bool) -> None:
         ("size", str(size)),
         ("nr_inodes", str(inodes)),
     )
-    if not build.in_userns or build.id_map != "single":
+    if build.id_map != "single":
         room += (("uid", str(build.uid)), ("gid", str(build.gid)))
     build.add(NewMount("tmpfs", TMP, room, _SAFE, "limits.disk" if asked else "profile", make))
     build.enforcement["disk"] = f"tmpfs size={size}"
@@ -235,9 +234,10 @@ class MountParts:
             build.add(mounts_private("namespaces"))
         self.root = None if build.template else RootParts(build)
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
+        self.proc: Slot | None = None
         bind_proc = self.root and build.in_userns and not build.has_new("pid")
-        if self.root and bind_proc and (build.spec.proc or build.profile.proc) != "none":
-            self.root.proc = build.open_tree("/proc", _SAFE, "proc")
+        if bind_proc and (build.spec.proc or build.profile.proc) != "none":
+            self.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}
         for i, mount in enumerate(build.spec.mounts):
             if mount.kind == "bind":
@@ -252,7 +252,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
         build.add(Simple(Opcode.ROOT_HERE, "root", "as it is", "root"))
     else:
         add_root(build, parts.root)
-    _add_proc(build, parts.root.proc if parts.root else None, make)
+    _add_proc(build, parts.proc, make)
     _add_scratch(build, make)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)

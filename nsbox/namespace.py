@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import interrupts, probe
-from nsbox.command import finish, launch
 from nsbox.compile import compile_holder
+from nsbox.converse import finish
 from nsbox.errors import SpecError, StateError
 from nsbox.names import NAMESPACES
-from nsbox.plan import Slot
 from nsbox.process import Process, dev_null, spawn
+from nsbox.sandbox import launch
 from nsbox.spec import Rootfs, make_spec
-from nsbox.streams import connect
+from nsbox.steps import Slot
+from nsbox.streams import PIPE
 
 if TYPE_CHECKING:
     from nsbox.plan import Plan
@@ -195,18 +196,17 @@ class Namespace:
         user = None if not self._id_map else 0
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=user)  # fmt: skip
-        pipe = -1 if capture_output else None
-        with interrupts.Held():
-            stdio = connect(None, pipe, pipe)
-            return finish(
-                spec,
-                stdio,
-                lambda: launch(spec, stdio, join=kinds, joined_pidfd=joined, join_map=self._id_map),
-                keep=(1, 2) if capture_output else (),
-                text=text,
-                check=check,
-                timeout=timeout,
-            )
+        pipe = PIPE if capture_output else None
+        return finish(
+            spec,
+            (None, pipe, pipe),
+            lambda stdio: launch(
+                spec, stdio, join=kinds, joined_pidfd=joined, join_map=self._id_map
+            ),
+            text=text,
+            check=check,
+            timeout=timeout,
+        )
 
     def close(self) -> None:
         """Let go of it; the kernel frees it when nothing else holds it."""

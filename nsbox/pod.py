@@ -8,128 +8,27 @@ restarted by policy, and what is shared does not notice.
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from nsbox import probe, watch
-from nsbox.command import check_spec
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
-from nsbox.plan import Slot
+from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
 from nsbox.process import Process, dev_null, spawn
 from nsbox.result import Reason
+from nsbox.sandbox import check_spec
 from nsbox.spec import Spec, make_spec
+from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-POLICIES = ("Always", "OnFailure", "Never")
-
-
-class Clock(Protocol):
-    """Time, as restarts see it; tests bring one that they move themselves."""
-
-    def now(self) -> float: ...
-    def call_later(self, delay: float, call: Callable[[], None]) -> Any: ...
-
-
-class MonotonicClock:
-    """CLOCK_MONOTONIC, with timers by the library's thread."""
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def call_later(self, delay: float, call: Callable[[], None]) -> watch.Timer:
-        return watch.get().call_later(delay, call)
-
-
-@dataclass(frozen=True)
-class Backoff:
-    """Seconds before restarts: the first at once, then *initial*, times *factor*, up to *max*.
-
-    The count begins anew after *reset_after* seconds of good running. Kubernetes: 10, 2,
-    300, 600.
-    """
-
-    initial: float = 10.0
-    factor: float = 2.0
-    max: float = 300.0
-    reset_after: float = 600.0
-
-    @classmethod
-    def fast(cls) -> Backoff:
-        """A sixtieth of Kubernetes' delays: for tests, demonstrations and CI."""
-        return cls(10 / 60, 2.0, 5.0, 10.0)
-
-    def delay(self, restarts: int) -> float:
-        """Before the restart that follows *restarts* earlier ones."""
-        if restarts == 0:
-            return 0.0
-        return min(self.max, self.initial * self.factor ** min(restarts - 1, 64))
-
-
-class ContainerSpec:
-    """One container of a pod: a name, a command, and the keywords of ``run()``.
-
-    Of the keywords, *hostname*, *namespaces* and *net* are the pod's to say.
-    *restart_policy* overrides the pod's for this container.
-    """
-
-    sidecar = False
-
-    def __init__(
-        self, name: str, args: Any, *, restart_policy: str | None = None, **keywords: Any
-    ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise SpecError("containers.name", f"{name!r} is not a DNS label")
-        where = f"containers[{name!r}]"
-        for key in ("hostname", "namespaces", "net"):
-            if key in keywords:
-                raise SpecError(f"{where}.{key}", "is the pod's to say")
-        if restart_policy is not None and restart_policy not in POLICIES:
-            raise SpecError(f"{where}.restart_policy", f"use one of {', '.join(POLICIES)}")
-        self.name, self.args, self.keywords = name, args, keywords
-        self.restart_policy = restart_policy
-
-
-class Sidecar(ContainerSpec):
-    """A helper that starts before the containers of the pod and ends after them.
-
-    Put it into ``init_containers``. It is always restarted while the pod lives, and the pod
-    is complete without it.
-    """
-
-    sidecar = True
-
-    def __init__(self, name: str, args: Any, **keywords: Any) -> None:
-        super().__init__(name, args, restart_policy="Always", **keywords)
-
-
-@dataclass(frozen=True)
-class State:
-    """Of a container: ``"Waiting"``, ``"Running"`` or ``"Terminated"``, and why."""
-
-    name: str
-    reason: str = ""
-    exit_code: int | None = None
-    signal: int | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a pod: *at* by its clock, *reason* in Kubernetes' words."""
-
-    at: float
-    reason: str
-    container: str = ""
-    message: str = ""
+    from nsbox.podspec import Clock, ContainerSpec
 
 
 class PodContainer:
@@ -193,16 +92,6 @@ class PodContainer:
         return f"<nsbox.PodContainer {self.name!r} {self.state.name} restarts={self.restart_count}>"
 
 
-@dataclass(frozen=True)
-class PodStatus:
-    """A snapshot: phase, and each container's state and restarts."""
-
-    phase: str
-    reason: str
-    containers: dict[str, State] = field(default_factory=dict)
-    restarts: dict[str, int] = field(default_factory=dict)
-
-
 class Pod:
     """Containers with one network and one IPC namespace, one lifetime: all or nothing at start.
 
@@ -261,7 +150,6 @@ class Pod:
                       for c in init_containers]  # fmt: skip
         self._apps = [PodContainer(self, c, c.restart_policy or restart_policy, False)
                       for c in containers]  # fmt: skip
-        self._restart_policy = restart_policy
         self._all = {c.name: c for c in (*self._init, *self._apps)}
         self._specs = {c.name: self._check_container(c) for c in self._all.values()}
 
@@ -274,7 +162,7 @@ class Pod:
         restart_policy: str,
         net: str,
     ) -> None:
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not is_dns_label(name):
             raise SpecError("name", f"{name!r} is not a DNS label")
         if not containers:
             raise SpecError("containers", "a pod has at least one")

@@ -142,7 +142,6 @@ def _host(identity: tuple[object, ...]) -> Host:
         system=_system(),
         devices=_devices(),
         hard_rlimits=_hard_rlimits(),
-        last_cap=int(Path("/proc/sys/kernel/cap_last_cap").read_text()),
         controllers=where.controllers,
         cgroup_version=where.version,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",

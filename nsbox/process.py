@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsbox import _core, interrupts, launcher, probe, registry
 from nsbox.cgroup import Cgroup, CgroupStats, parents
 from nsbox.errors import CommandNotFound, SetupError, StateError
-from nsbox.names import At, Kind, PlanFlag
-from nsbox.plan import IdMap, MakeCgroup, SetLimit, Slot
+from nsbox.names import At, Clone, Kind, PlanFlag
+from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,7 +101,6 @@ class Process:
         self.started_at = time.monotonic()
         self.ended_at = 0.0
         self.stats: CgroupStats | None = None
-        self.wall: float | None = None
         self._channel = channel
         self._waiters = 0
         self._released = False
@@ -224,7 +223,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
         self.send_signal(signal.SIGKILL)
-        if self.cgroup is not None and not self.plan.clone.flags & 0x20000000:
+        if self.cgroup is not None and not self.plan.clone.flags & Clone.NEWPID:
             self.cgroup.kill()
 
     @property
@@ -367,6 +366,8 @@ def _host_steps(
                 undo.callback(cgroup.close)
             elif cgroup is not None:
                 cgroup.set(step.file, step.value)
+        except BrokenPipeError as e:
+            raise _LauncherGone from e
         except OSError as e:
             raise setup_error(plan, index, e.errno or errno.EIO, call) from e
     return cgroup

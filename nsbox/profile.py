@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nsbox.names import NAMESPACES, RLIM_INFINITY, SecureBit
+from nsbox.names import NAMESPACES, SecureBit
 
 MIB = 1 << 20
 
@@ -127,6 +127,3 @@ PROFILES = {
         missing=(),
     ),
 }
-
-#: Where RLIM_INFINITY is asked for, the caller's own hard limit is what there is.
-INFINITY = RLIM_INFINITY

@@ -100,8 +100,14 @@ class Entry:
     def register(
         self, directories: tuple[str, ...], tell: Callable[[tuple[str, ...]], None]
     ) -> None:
-        """Write down those that are new, and *tell* the launcher, before anything is made there."""
+        """Write down those that are new, and *tell* the launcher, before anything is made there.
+
+        Raises:
+            BrokenPipeError: the launcher has died.
+        """
         with self._lock:
+            if self.fd < 0:
+                raise BrokenPipeError(errno.EPIPE, "the launcher was buried")
             new = tuple(place for place in directories if place not in self._known)
             if new:
                 os.write(self.fd, "".join(f"{place}\n" for place in new).encode())
@@ -110,9 +116,15 @@ class Entry:
 
     def close(self) -> None:
         """Let go of the lock, which the launcher holds too; idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        with self._lock:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+
+    def drop(self) -> None:
+        """As ``close``, in a forked child: the lock may be that of a thread it does not have."""
+        self._lock = threading.Lock()
+        self.close()
 
 
 def gc() -> list[str]:

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nsbox import units
@@ -463,8 +463,3 @@ def make_spec(
         ),
         best_effort=bool(best_effort),
     )
-
-
-def with_args(spec: Spec, args: Sequence[str]) -> Spec:
-    """The same sandbox for another command."""
-    return replace(spec, args=_args(args))

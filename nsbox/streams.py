@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import select
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 _CHUNK = 1 << 16
+_MOST_IN_PIPE = 1 << 20  # fs.pipe-max-size of those who are not root
+#: How often a relay whose reader is slow is tried again.
+STUCK_POLL_S = 0.01
 
 
 class Sink:
@@ -45,7 +49,7 @@ class Sink:
     def read(self) -> bool:
         """Take what is there, once poll(2) says that something is; False at the end."""
         try:
-            data = os.read(self.fd, _CHUNK)
+            data = os.read(self.fd, _CHUNK if self._relay_to < 0 else select.PIPE_BUF)
         except BlockingIOError:
             return True
         except OSError:
@@ -55,13 +59,27 @@ class Sink:
         self._take(data)
         return True
 
-    def drain(self) -> None:
-        """What is in the pipe now; more may never come, and its end may never."""
+    def stuck(self) -> bool:
+        """Whether to relay more would block: the caller's own stream has a reader that is slow.
+
+        PIPE_BUF bytes at a time fit where poll(2) says that something does.
+        """
+        if self._relay_to < 0:
+            return False
+        poll = select.poll()
+        poll.register(self._relay_to, select.POLLOUT)
+        return not poll.poll(0)
+
+    def drain(self, *, patient: bool = True) -> None:
+        """What is in the pipe now; more may never come, and its end may never.
+
+        *patient*: wait for the reader of what is relayed; else what does not fit is dropped.
+        """
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        for _ in range(64):  # a pipe holds 1 MiB at most; a writer may be quicker than us
-            if not poll.poll(0) or not self.read():
-                return
+        left = _MOST_IN_PIPE  # a writer may be quicker than us
+        while left > 0 and poll.poll(0) and (patient or not self.stuck()) and self.read():
+            left -= select.PIPE_BUF
 
     def _take(self, data: bytes) -> None:
         self._total += len(data)
@@ -82,9 +100,19 @@ class Sink:
 
 
 def take(sink: Sink) -> None:
-    """For the library's thread: what arrived, or the end of it."""
-    if sink.fd >= 0 and not sink.read():
+    """For the library's thread, which must never block: what arrived, or the end of it."""
+    if sink.fd < 0:
+        return
+    if sink.stuck():
         watch.get().remove(sink.fd)
+        watch.get().call_later(STUCK_POLL_S, functools.partial(_take_again, sink))
+    elif not sink.read():
+        watch.get().remove(sink.fd)
+
+
+def _take_again(sink: Sink) -> None:
+    if sink.fd >= 0:
+        watch.get().add(sink.fd, functools.partial(take, sink))
 
 
 def relay(fd: int, data: bytes) -> None:

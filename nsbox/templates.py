@@ -14,8 +14,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from nsbox.compile import compile_template
-from nsbox.plan import Slot
 from nsbox.process import dev_null, spawn
+from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host

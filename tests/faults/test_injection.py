@@ -13,15 +13,16 @@ from faults import kit
 from support import poll_until, probe_cgroup
 
 import nsbox
-from nsbox import cgroup, command, probe, process, templates
+from nsbox import cgroup, probe, process, sandbox, templates
 from nsbox import compile as compiler
 from nsbox.errors import SetupError, Unavailable
-from nsbox.plan import Plan, Slot
+from nsbox.steps import Slot
 from nsbox.streams import DEVNULL, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nsbox.plan import Plan
     from nsbox.spec import Spec
 
 SIX = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
@@ -78,7 +79,7 @@ def _spec(name: str, where: Path) -> Spec:
     if "limits" in keywords and (reason := probe_cgroup()):
         pytest.skip(f"cgroup: {reason}")
     program = "true" if "env" in keywords else "/usr/bin/true"
-    return command.build_spec([program], keywords)
+    return sandbox.build_spec([program], keywords)
 
 
 class Site:
@@ -142,7 +143,7 @@ def _fail_each(plan: Plan, attempt: Callable[[process.Injection], None], site: S
 def _launch(spec: Spec, injection: process.Injection) -> None:
     stdio = connect(DEVNULL, DEVNULL, DEVNULL)
     try:
-        command.launch(spec, stdio, inject=injection).close()
+        sandbox.launch(spec, stdio, inject=injection).close()
     finally:
         stdio.close()
 
@@ -156,7 +157,7 @@ def test_a_failure_at_any_step_names_it_and_leaves_nothing(
     spec = _spec(name, tmp_path)
     _launch(spec, process.Injection())  # the template exists: it is no part of what may be left
     site = Site()
-    plan = command.plan_for(spec, probe.host())
+    plan = sandbox.plan_for(spec, probe.host())
     wrong = _fail_each(plan, lambda injection: _launch(spec, injection), site)
     assert not wrong, "\n".join(wrong)
     _launch(spec, process.Injection())
@@ -170,14 +171,14 @@ def _spawn(plan: Plan, injection: process.Injection) -> None:
 def _template_plan() -> Plan:
     if not probe.host().privileged:
         pytest.skip("templates are made by root")
-    spec = command.build_spec(["/bin/true"], {"profile": "none"})
+    spec = sandbox.build_spec(["/bin/true"], {"profile": "none"})
     return compiler.compile_template(spec, probe.host())
 
 
 def _pause_plan() -> Plan:
     keywords = {"init": False, "profile": "standard"}
     try:
-        return compiler.compile_pause(command.build_spec(["pause"], keywords), probe.host())
+        return compiler.compile_pause(sandbox.build_spec(["pause"], keywords), probe.host())
     except Unavailable as e:
         pytest.skip(str(e))
 
@@ -224,8 +225,8 @@ def test_a_template_that_cannot_be_built_is_not_kept(monkeypatch: pytest.MonkeyP
 @pytest.mark.userns
 @pytest.mark.parametrize("number", [errno.ENOMEM, errno.EPERM, errno.ENOSPC, errno.ENOENT])
 def test_the_error_carries_the_kernels_number(number: int) -> None:
-    spec = command.build_spec(["/bin/true"], {"profile": "none"})
-    plan = command.plan_for(spec, probe.host())
+    spec = sandbox.build_spec(["/bin/true"], {"profile": "none"})
+    plan = sandbox.plan_for(spec, probe.host())
     last = len(plan.steps) - 1
     with pytest.raises(SetupError) as caught:
         _launch(spec, process.Injection(last, number))

@@ -129,16 +129,6 @@ def test_a_wall_limit_ends_it_with_that_reason() -> None:
     assert result.limits_hit == ("wall",)
 
 
-def test_age_counts_while_it_runs_and_then_stands_still() -> None:
-    container = nsbox.Container(["sleep", "1000"])
-    assert (container.age, container.started_at) == (0.0, 0.0)
-    with container:
-        first = container.age
-        assert poll_until(lambda: container.age > first)
-        container.stop()
-        assert container.age == container.age > 0
-
-
 @own_process()
 def test_a_container_is_lost_with_its_launcher() -> None:
     with nsbox.Container(["sleep", "1000"]) as container:

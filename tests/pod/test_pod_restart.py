@@ -55,7 +55,7 @@ def test_not_restarted(policy: str, end: str) -> None:
 
 
 def nsbox_state(code: int, sig: int | None, reason: str) -> object:
-    from nsbox.pod import State
+    from nsbox.podspec import State
 
     return State("Terminated", reason, code, sig)
 

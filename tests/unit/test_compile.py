@@ -20,12 +20,14 @@ from nsbox.compile import PATH
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
-from nsbox.plan import Clone3, IdMap, MakeCgroup, OpenTree, Plan, SetLimit, Setns, Slot, Step
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
+from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenTree, SetLimit, Setns, Slot, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from nsbox.plan import Plan
 
 pytestmark = pytest.mark.leaks_ok("compile() is pure, as its first test proves")
 
@@ -160,7 +162,7 @@ def test_facts_come_from_the_host_that_is_given(change: dict[str, Any], step: st
 @every_plan
 def test_joins_come_before_everything_of_the_child(plan: Plan) -> None:
     children = [step for _, step in plan.child_steps()]
-    joins = [step for step in children if isinstance(step, Setns) and step.source == "pod"]
+    joins = [step for step in children if isinstance(step, Setns) and step.source == "namespaces"]
     assert plan.joins == len(joins)
     assert children[: plan.joins] == joins
     if joins:

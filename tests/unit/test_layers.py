@@ -35,11 +35,11 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "plan profile build mounts creds compile",
+    3: "steps plan profile build mounts creds compile",
     4: "cgroup registry launcher probe interrupts",
-    5: "process templates watch result streams command namespace",
+    5: "process templates watch result streams sandbox converse command popen namespace",
     6: "container",
-    7: "pod",
+    7: "podspec pod",
     8: "workloads kube executor pool aio cli",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -189,7 +189,7 @@ def test_an_error_is_named_without_loading_the_core() -> None:
     loaded = _fresh("import nsbox; nsbox.SpecError, nsbox.Limits, nsbox.Mount")
     own = {name for name in loaded if name.startswith("nsbox.")}
     assert "nsbox.errors" in own
-    assert own & {"nsbox._core", "nsbox._ffi", "nsbox.command", "nsbox.launcher"} == set()
+    assert own & {"nsbox._core", "nsbox._ffi", "nsbox.sandbox", "nsbox.launcher"} == set()
     assert "asyncio" not in loaded
 
 

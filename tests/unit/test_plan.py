@@ -13,16 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from unit.plans import HOSTS, Decoded, Header, RawOp, corpus, decode, mutants, plan_of, specs
 
-from nsbox import _core
-from nsbox import plan as plans
+from nsbox import _core, steps
 from nsbox.compile import compile_spec
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import At, Clone, Opcode, OpFlag
-from nsbox.plan import NONE, Clone3, Fd, Plan, Pool, Simple, Slot, Unshare
+from nsbox.plan import NONE, Plan
 from nsbox.spec import Limits, Mount
+from nsbox.steps import Clone3, Fd, Pool, Simple, Slot, Unshare
 
 if TYPE_CHECKING:
-    from nsbox.plan import ChildStep
+    from nsbox.steps import ChildStep
 
 pytestmark = pytest.mark.leaks_ok("encodes and checks bytes, and starts nothing")
 
@@ -233,9 +233,9 @@ def test_describe_says_the_values() -> None:
     said = {(step.name, step.describe()) for step in plan.steps}
     assert {("hostname", "box"), ("rlimit", "nofile 8:8")} <= said
     assert ("open", "/a (rdonly,nosuid,nodev)") in said
-    assert plans.capability_names((1 << 41) - 1) == "all"
-    assert plans.capability_names(0) == "none"
-    assert plans.capability_names(0b101) == "CHOWN, DAC_READ_SEARCH"
+    assert steps.capability_names((1 << 41) - 1) == "all"
+    assert steps.capability_names(0) == "none"
+    assert steps.capability_names(0b101) == "CHOWN, DAC_READ_SEARCH"
 
 
 # -- what is refused --------------------------------------------------------------------------

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Popen: subprocess's, but boxed."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from nsbox import interrupts, watch
+from nsbox.converse import (
+    Verdict,
+    as_bytes,
+    completed,
+    converse,
+    judge,
+    sinks_of,
+    unwatch,
+    usage_of,
+    watch_oom,
+)
+from nsbox.errors import StateError, TimeoutExpired
+from nsbox.result import Reason, Usage
+from nsbox.sandbox import build_spec, launch
+from nsbox.streams import PIPE, connect, take
+
+if TYPE_CHECKING:
+    from nsbox.plan import Plan
+    from nsbox.process import Ended, Process
+    from nsbox.streams import Sink
+
+
+class Popen:
+    """A sandboxed command that goes on: ``subprocess.Popen``'s attributes and methods.
+
+    ``with`` or ``close()`` kills what is left. Output that is not piped is relayed by the
+    library's thread. See ``run`` for the keywords; ``limits.output`` is kept by
+    ``communicate()``, for who reads the pipes by himself sees how much comes.
+    """
+
+    def __init__(
+        self,
+        args: Any,
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        text: bool = False,
+        **keywords: Any,
+    ) -> None:
+        self._closed = True
+        self.spec = build_spec(args, keywords)
+        self.args = list(self.spec.args)
+        self._text = text
+        self._verdict = Verdict()
+        self._ended: Ended | None = None
+        self._relays: dict[int, Sink] = {}
+        self._wall: watch.Timer | None = None
+        self.stdin: Any = None
+        self.stdout: Any = None
+        self.stderr: Any = None
+        try:
+            with interrupts.Held():
+                self._start(stdin, stdout, stderr)
+        except BaseException:
+            if not self._closed:  # interrupted, just after everything was made
+                self.close()
+            raise
+
+    def _start(self, stdin: Any, stdout: Any, stderr: Any) -> None:
+        self._stdio = connect(stdin, stdout, stderr)
+        try:
+            self._process = self._launch()
+        except BaseException:
+            self._stdio.close()
+            raise
+        self._closed = False
+        self._keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
+        self.stdin, self.stdout, self.stderr = (self._open(n) for n in range(3))
+        self._relays = sinks_of(self._stdio, None, ())
+        self._watch()
+
+    def _launch(self) -> Process:
+        return launch(self.spec, self._stdio)
+
+    def _open(self, number: int) -> Any:
+        if number != 0 and number not in self._keep:
+            return None
+        fd = self._stdio.take(number)
+        if fd < 0:
+            return None
+        os.set_blocking(fd, True)
+        raw = io.open(fd, "wb" if number == 0 else "rb", 0 if number == 0 else -1)  # noqa: SIM115, UP020
+        if not self._text:
+            return raw
+        buffer = raw if number else io.BufferedWriter(raw)
+        return io.TextIOWrapper(buffer, encoding="utf-8", errors="replace", write_through=True)
+
+    def _watch(self) -> None:
+        keeper = watch.get()
+        keeper.add(self._process.fileno(), self._news)
+        watch_oom(self._process)
+        for sink in self._relays.values():
+            keeper.add(sink.fd, functools.partial(take, sink))
+        if self.spec.limits.wall is not None:
+            self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+
+    def _news(self) -> None:
+        """By the watch: something arrived on the channel."""
+        try:
+            if self._process.poll() is None:
+                return
+        except StateError:  # lost: whoever asks is told
+            pass
+        watch.get().remove(self._process.fileno())
+
+    def _time_out(self) -> None:
+        try:
+            if self._process.poll() is None:
+                self._verdict = Verdict(Reason.TIMEOUT, "wall")
+                self._process.kill()
+        except StateError:
+            pass
+
+    # ---------------------------------------------------------- subprocess's
+
+    @property
+    def pid(self) -> int:
+        """The process as the caller sees it: the payload, or nsbox-init when that is PID 1."""
+        return self._process.pid
+
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of it; -1 after the end."""
+        return self._process.pidfd
+
+    @property
+    def returncode(self) -> int | None:
+        return None if self._ended is None else self._ended.returncode
+
+    def fileno(self) -> int:
+        """Readable when it has ended (then call ``poll()``): for select and event loops."""
+        return self._process.fileno()
+
+    def poll(self) -> int | None:
+        """Its return code, or None while it runs."""
+        if self._ended is None:
+            ended = self._process.poll()
+            if ended is not None:
+                self._settle(ended)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for its end. Raises TimeoutExpired; it goes on then."""
+        if self._ended is None:
+            ended = self._process.wait(timeout)
+            if ended is None:
+                raise TimeoutExpired(self.args, timeout or 0.0)
+            self._settle(ended)
+        assert self._ended is not None
+        return self._ended.returncode
+
+    def communicate(
+        self, input: Any = None, timeout: float | None = None
+    ) -> tuple[bytes | str | None, bytes | str | None]:
+        """Feed *input*, read the pipes to their end or the payload's; returns both outputs.
+
+        Raises:
+            TimeoutExpired: *timeout* passed; everything was killed.
+        """
+        data = as_bytes(input)
+        for number, stream in enumerate((self.stdin, self.stdout, self.stderr)):
+            if stream is not None and not stream.closed:
+                if number == 0:
+                    stream.flush()
+                fd = os.dup(stream.fileno())
+                stream.close()
+                os.set_blocking(fd, False)
+                self._stdio.ours[number] = fd
+        sinks = sinks_of(self._stdio, self.spec.limits.output_bytes, self._keep)
+        sinks = {n: sink for n, sink in sinks.items() if n in self._keep}  # others are relayed
+        if self._ended is None:
+            left = (
+                None if timeout is None else time.monotonic() - self._process.started_at + timeout
+            )
+            ended, verdict, late = converse(self._process, self._stdio, sinks, data, timeout=left)
+            if verdict.reason is not None:
+                self._verdict = verdict
+            self._settle(ended)
+        else:
+            late = False
+            for sink in sinks.values():
+                while sink.read() and not sink.truncated:
+                    pass
+        assert self._ended is not None
+        done = completed(
+            self.spec, self._process, self._ended, self._verdict, sinks, self._keep, self._text
+        )
+        if late:
+            raise TimeoutExpired(self.args, timeout or 0.0, done)
+        return done.stdout, done.stderr
+
+    def send_signal(self, sig: int) -> None:
+        """To the payload; nothing when it has ended."""
+        self._process.send_signal(sig)
+
+    def terminate(self) -> None:
+        """SIGTERM to the payload."""
+        self.send_signal(15)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the sandbox."""
+        self._process.kill()
+
+    # ---------------------------------------------------------- nsbox's
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it ended, or None while it runs."""
+        return None if self._ended is None else judge(self._process, self._ended, self._verdict)[0]
+
+    def usage(self) -> Usage | None:
+        """What it used, once it has ended."""
+        return None if self._ended is None else usage_of(self._process, self._ended)
+
+    @property
+    def applied(self) -> dict[str, str]:
+        return dict(self._process.plan.applied)
+
+    @property
+    def enforcement(self) -> dict[str, str]:
+        return dict(self._process.plan.enforcement)
+
+    def explain(self) -> Plan:
+        """The plan that was run."""
+        return self._process.plan
+
+    def _settle(self, ended: Ended) -> None:
+        """It has ended: give back everything but what the caller may still read."""
+        self._ended = ended
+        self._release()
+
+    def _release(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        keeper = watch.get()
+        unwatch(self._process)
+        if self._wall is not None:
+            self._wall.cancel()
+        self._process.close()
+        for sink in self._relays.values():
+            keeper.remove(sink.fd)
+            sink.drain()
+            self._stdio.ours.pop(1 if sink is self._relays.get(1) else 2, None)
+            sink.close()
+
+    def close(self) -> None:
+        """Kill what is left and give everything back; idempotent."""
+        with interrupts.Held():
+            self._close()
+
+    def _close(self) -> None:
+        if not self._closed and self._ended is None:
+            self._process.kill()
+            try:
+                self._ended = self._process.wait(5)
+            except StateError:  # lost with its launcher
+                pass
+        self._release()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:  # unflushed input that nobody will read
+                    pass
+        self._stdio.close()
+
+    def __enter__(self) -> Popen:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and self._process.mine():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        if self._ended is not None:
+            state = f"returned {self._ended.returncode}"
+        else:
+            state = "closed" if self._closed else f"running as {self.pid}"
+        return f"<nsbox.{type(self).__name__} {self.args[0]!r} {state}>"

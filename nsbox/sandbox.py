@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the keywords of ``run()`` to a running process: spec, plan, template, spawn."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nsbox import launcher, probe, templates
+from nsbox.compile import compile_spec, wants_template
+from nsbox.errors import SetupError, SpecError
+from nsbox.process import Injection, Process, spawn
+from nsbox.spec import Mount, Spec, make_spec
+from nsbox.steps import Slot
+
+if TYPE_CHECKING:
+    from nsbox.host import Host
+    from nsbox.plan import Plan
+    from nsbox.streams import Stdio
+
+_CACHEABLE_BYTES = 1 << 20
+_MOST_SPECS = 64
+
+_cached_compile = functools.lru_cache(maxsize=64)(compile_spec)
+_cached_wants = functools.lru_cache(maxsize=64)(wants_template)
+
+
+def read_files(files: Any) -> Any:
+    """``files=`` with every Path read: its content and its permission bits."""
+    if not isinstance(files, Mapping):
+        return files
+    result = {}
+    for name, value in files.items():
+        if isinstance(value, os.PathLike):
+            path = Path(value)
+            try:
+                value = (path.read_bytes(), path.stat().st_mode & 0o777)
+            except OSError as e:
+                raise SpecError(f"files[{name!r}]", str(e)) from e
+        result[name] = value
+    return result
+
+
+def check_spec(args: Any, keywords: dict[str, Any]) -> Spec:
+    """The spec of ``run()``'s keywords as far as it can be told without reading a file."""
+    files = keywords.get("files")
+    if isinstance(files, Mapping):
+        unread = {name: b"" if isinstance(value, os.PathLike) else value
+                  for name, value in files.items()}  # fmt: skip
+        keywords = {**keywords, "files": unread}
+    return make_spec(args, **keywords)
+
+
+_specs: dict[object, Spec] = {}
+
+
+def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
+    """The spec of ``run()``'s keywords, its files read and its interpreter found."""
+    key = _spec_key(args, keywords)
+    spec = _specs.get(key) if key is not None else None
+    if spec is None:
+        if keywords.get("files") is not None:
+            keywords = {**keywords, "files": read_files(keywords["files"])}
+        spec = make_spec(args, **keywords)
+        if key is not None:
+            if len(_specs) >= _MOST_SPECS:
+                _specs.clear()
+            _specs[key] = spec
+    return _with_interpreter(spec)
+
+
+def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
+    """The same for the same arguments, which then need not be checked again; None where what
+    they mean may change (a relative root), or where they cannot be compared (a mapping)."""
+    if isinstance(keywords.get("root"), (str, os.PathLike)):
+        return None
+    try:
+        key = (_typed(args), *((name, _typed(value)) for name, value in keywords.items()))
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _typed(value: Any) -> object:
+    """Equal for what is equal and of the same type: True is 1, but not a user."""
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_typed(one) for one in value)
+    return type(value), value
+
+
+def _with_interpreter(spec: Spec) -> Spec:
+    """The host root shows the program that args name, wherever it is installed."""
+    if spec.root.kind != "host":
+        return spec
+    system = probe.host().system
+    trees = probe.interpreter_trees(spec.args[0], system)
+    if not trees:
+        return spec
+    binds = tuple(Mount.bind(tree, tree) for tree in trees)
+    args = spec.args
+    if "/" not in args[0]:
+        import shutil
+
+        args = (shutil.which(args[0]) or args[0], *args[1:])
+    return replace(spec, args=args, mounts=(*binds, *spec.mounts))
+
+
+def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), join_map: str = "") -> Plan:
+    """The plan of a spec, compiled once for specs that come again."""
+    small = sum(len(content) for _, content, _ in spec.files) < _CACHEABLE_BYTES
+    build = _cached_compile if small else compile_spec
+    use = not join and _cached_wants(spec, host)
+    return build(spec, host, join=join, join_map=join_map, template=use)
+
+
+def explain(args: Any, **keywords: Any) -> Plan:
+    """The plan of ``run(args, ...)``, not run: ``print(nsbox.explain(["id"]))``.
+
+    Takes a ``Spec`` too.
+    """
+    spec = args if isinstance(args, Spec) else build_spec(args, keywords)
+    return plan_for(spec, probe.host())
+
+
+def launch(
+    spec: Spec,
+    stdio: Stdio,
+    *,
+    join: tuple[str, ...] = (),
+    joined_pidfd: int = -1,
+    join_map: str = "",
+    inject: Injection = Injection(),  # noqa: B008  (immutable)
+) -> Process:
+    """Spawn *spec* with these descriptors; its template is made when it has none yet."""
+    host = probe.host()
+    parent = launcher.current()
+    plan = plan_for(spec, host, join=join, join_map=join_map)
+    descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
+    for fd in spec.pass_fds:
+        try:
+            fcntl.fcntl(fd, fcntl.F_GETFD)
+        except OSError as e:
+            raise SpecError("pass_fds", f"descriptor {fd} is not open") from e
+        descriptors[Slot("pass", fd)] = fd
+    template = -1
+    try:
+        for slot in plan.passed:
+            if slot.kind == "mntns":
+                template = descriptors[slot] = templates.acquire(spec, host, parent)
+            elif slot.kind == "pidfd":
+                descriptors[slot] = joined_pidfd
+        return spawn(plan, descriptors, parent=parent, inject=inject)
+    except FileNotFoundError as e:
+        if isinstance(e, SetupError):
+            raise
+        raise SpecError("root", f"{e.filename or spec.root.path} does not exist") from e
+    finally:
+        if template >= 0:
+            os.close(template)
+        stdio.close_theirs()

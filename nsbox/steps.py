@@ -1,0 +1,499 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that a plan is made of, each a value that describes and encodes itself.
+
+Host steps are done by Python or the launcher and know their undo. Child steps are ops for
+the interpreter in csrc/steps.c, encoded as csrc/nsb.h says.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from nsbox.names import (
+    CAPABILITIES,
+    RLIM_INFINITY,
+    Clone,
+    MountAttr,
+    Opcode,
+    OpFlag,
+    Propagation,
+)
+from nsbox.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class Slot(NamedTuple):
+    """A descriptor that the plan names: passed with the request, or opened by a step.
+
+    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"``, ``"mntns"`` or ``"tree"``;
+    only trees are opened by steps.
+    """
+
+    kind: str
+    key: str | int
+
+
+class Pool:
+    """The strings and bytes of a plan, each at an offset from the plan's first byte."""
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.data = bytearray()
+        self._known: dict[bytes, int] = {}
+
+    def raw(self, value: bytes) -> int:
+        offset = self.start + len(self.data)
+        self.data += value
+        return offset
+
+    def text(self, value: str) -> int:
+        raw = value.encode("utf-8", "surrogateescape") + b"\0"
+        offset = self._known.get(raw)
+        if offset is None:
+            offset = self._known[raw] = self.raw(raw)
+        return offset
+
+    def options(self, options: Sequence[tuple[str, str]]) -> int:
+        """Pairs for fsconfig(2); a flag has the value "!"."""
+        if not options:
+            return 0
+        raw = b"".join(
+            key.encode() + b"\0" + (b"!" if value == "!" else b"=" + value.encode()) + b"\0"
+            for key, value in options
+        )
+        return self.raw(raw + b"\0")
+
+    def vector(self, strings: Iterable[str]) -> int:
+        offsets = [self.text(value) for value in strings]
+        self.data += bytes(-(self.start + len(self.data)) % 8)
+        return self.raw(struct.pack(f"<{len(offsets) + 1}Q", *offsets, 0))
+
+
+class Op(NamedTuple):
+    """``struct nsb_op`` but for its code."""
+
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    n: int = 0
+    m: int = 0
+    flags: int = 0
+
+
+Slots = dict[Slot, int]
+
+
+# ------------------------------------------------------------------ host steps
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCgroup:
+    """A cgroup in each hierarchy that has a controller to be used."""
+
+    controllers: tuple[str, ...]
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "cgroup"
+
+    def describe(self) -> str:
+        return f"mkdir, for {', '.join(self.controllers)}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimit:
+    """One limit of the cgroup, in the names of cgroup v2."""
+
+    file: str
+    value: str
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "limit"
+
+    def describe(self) -> str:
+        return f"{self.file}={self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Clone3:
+    flags: Clone
+    into_cgroup: bool
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "clone3"
+
+    def describe(self) -> str:
+        names = [str(flag.name) for flag in Clone if flag in self.flags]
+        return "|".join(names + ["INTO_CGROUP"] * self.into_cgroup) or "no namespaces"
+
+
+@dataclass(frozen=True, slots=True)
+class IdMap:
+    """How ids inside map to ids outside: (inside, outside, count); *outside* None: a slot's first.
+
+    *by* is who writes it: "launcher", or "newuidmap" at a barrier.
+    """
+
+    uids: tuple[tuple[int, int | None, int], ...]
+    gids: tuple[tuple[int, int | None, int], ...]
+    by: str
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "id-map"
+
+    def describe(self) -> str:
+        def show(kind: str, lines: tuple[tuple[int, int | None, int], ...]) -> str:
+            return ", ".join(
+                f"{kind} {inside} {'<slot>' if outside is None else outside} {count}"
+                for inside, outside, count in lines
+            )
+
+        return f"{show('uid', self.uids)}; {show('gid', self.gids)}"
+
+    def needs_slot(self) -> bool:
+        return self.by == "launcher" and any(outside is None for _, outside, _ in self.uids)
+
+    def text(self, lines: tuple[tuple[int, int | None, int], ...], slot: int) -> str:
+        return "".join(
+            f"{inside} {slot if outside is None else outside} {count}\n"
+            for inside, outside, count in lines
+        )
+
+
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap
+
+# ------------------------------------------------------------------ child steps
+
+
+@dataclass(frozen=True, slots=True)
+class Setns:
+    slot: Slot
+    flags: Clone
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "setns"
+    opcode: ClassVar[Opcode] = Opcode.SETNS
+
+    def describe(self) -> str:
+        names = "|".join(str(f.name) for f in Clone if f in self.flags)
+        return f"{names} of {self.slot.kind} {self.slot.key}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], n=int(self.flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Unshare:
+    flags: Clone
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "unshare"
+    opcode: ClassVar[Opcode] = Opcode.UNSHARE
+
+    def describe(self) -> str:
+        return "|".join(str(f.name) for f in Clone if f in self.flags)
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(n=int(self.flags))
+
+
+@dataclass(frozen=True, slots=True)
+class EnterCgroup:
+    slot: Slot
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "cgroup"
+    opcode: ClassVar[Opcode] = Opcode.CGROUP
+
+    def describe(self) -> str:
+        return f"tasks <- 0 ({self.slot.key})"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot])
+
+
+@dataclass(frozen=True, slots=True)
+class Simple:
+    """An op without operands of the spec's."""
+
+    opcode: Opcode
+    name: str
+    detail: str
+    source: str
+    who: ClassVar[str] = "child"
+
+    def describe(self) -> str:
+        return self.detail
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op()
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """An op of one or two numbers."""
+
+    opcode: Opcode
+    name: str
+    detail: str
+    n: int
+    source: str
+    m: int = 0
+    a: int = 0
+    who: ClassVar[str] = "child"
+
+    def describe(self) -> str:
+        return self.detail
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(self.a, n=self.n, m=self.m)
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirs:
+    """A directory and those above it that are missing; *owner* (uid, gid) of the new ones."""
+
+    dst: str
+    mode: int
+    source: str
+    owner: tuple[int, int] | None = None
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "mkdir"
+    opcode: ClassVar[Opcode] = Opcode.MKDIR
+
+    def describe(self) -> str:
+        return self.dst
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        uid, gid = self.owner or (0, 0)
+        flags = int(OpFlag.CHOWN) if self.owner else 0
+        return Op(pool.text(self.dst), c=uid, n=self.mode, m=gid, flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """An op of one string."""
+
+    opcode: Opcode
+    name: str
+    value: str
+    source: str
+    flags: int = 0
+    n: int = 0
+    who: ClassVar[str] = "child"
+
+    def describe(self) -> str:
+        return self.value
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.text(self.value), n=self.n, flags=self.flags)
+
+
+def _attrs(attrs: int) -> str:
+    return ",".join(str(f.name).lower() for f in MountAttr if f & attrs) or "rw"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTree:
+    """A detached copy of a host path, which ``Attach`` then puts in its place."""
+
+    src: str
+    slot: Slot
+    attrs: int
+    source: str
+    recursive: bool = True
+    device: int = 0
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "open"
+    opcode: ClassVar[Opcode] = Opcode.OPEN_TREE
+
+    def describe(self) -> str:
+        return f"{self.src} ({_attrs(self.attrs)})"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        flags = OpFlag.RECURSIVE * self.recursive | OpFlag.CHRDEV * bool(self.device)
+        return Op(
+            pool.text(self.src), slots[self.slot], n=self.device, m=self.attrs, flags=int(flags)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    slot: Slot
+    dst: str
+    source: str
+    make: bool = True
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "bind"
+    opcode: ClassVar[Opcode] = Opcode.ATTACH
+
+    def describe(self) -> str:
+        return f"{self.slot.key} -> {self.dst}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        flags = int(OpFlag.MAKE_TARGET) if self.make else 0
+        return Op(slots[self.slot], pool.text(self.dst), flags=flags)
+
+
+@dataclass(frozen=True, slots=True)
+class RootTree:
+    slot: Slot
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "root"
+    opcode: ClassVar[Opcode] = Opcode.ROOT_TREE
+
+    def describe(self) -> str:
+        return str(self.slot.key)
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot])
+
+
+@dataclass(frozen=True, slots=True)
+class NewMount:
+    fstype: str
+    dst: str
+    options: tuple[tuple[str, str], ...]
+    attrs: int
+    source: str
+    make: bool = True
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "mount"
+    opcode: ClassVar[Opcode] = Opcode.MOUNT
+
+    def describe(self) -> str:
+        options = [k if v == "!" else f"{k}={v}" for k, v in self.options]
+        return f"{self.fstype} on {self.dst} ({','.join([*options, _attrs(self.attrs)])})"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        flags = int(OpFlag.MAKE_TARGET) if self.make else 0
+        return Op(
+            pool.text(self.fstype),
+            pool.text(self.dst),
+            pool.options(self.options),
+            n=self.attrs,
+            flags=flags,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """A new file system that is the root, or that is attached nowhere (procfs)."""
+
+    opcode: Opcode
+    name: str
+    options: tuple[tuple[str, str], ...]
+    attrs: int
+    source: str
+    who: ClassVar[str] = "child"
+
+    def describe(self) -> str:
+        return ",".join(k if v == "!" else f"{k}={v}" for k, v in self.options)
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.options(self.options), n=self.attrs)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    dst: str
+    data: bytes
+    mode: int
+    owner: tuple[int, int] | None
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "file"
+    opcode: ClassVar[Opcode] = Opcode.FILE
+
+    def describe(self) -> str:
+        return f"{self.dst} ({format_size(len(self.data))}, mode {self.mode:o})"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        uid, gid = self.owner or (0xFFFFFFFF, 0xFFFFFFFF)
+        offset = pool.raw(self.data) if self.data else 0
+        return Op(pool.text(self.dst), offset, uid, n=len(self.data), m=gid << 32 | self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An op of two strings: a symlink (target, path), or a sysctl (path, value)."""
+
+    opcode: Opcode
+    name: str
+    first: str
+    second: str
+    source: str
+    who: ClassVar[str] = "child"
+
+    def describe(self) -> str:
+        if self.opcode is Opcode.SYMLINK:
+            return f"{self.second} -> {self.first}"
+        return f"{self.first}={self.second}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.text(self.first), pool.text(self.second))
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    gids: tuple[int, ...]
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "groups"
+    opcode: ClassVar[Opcode] = Opcode.SETGROUPS
+
+    def describe(self) -> str:
+        return ", ".join(map(str, self.gids)) or "none"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        if not self.gids:
+            return Op()
+        pool.data += bytes(-len(pool.data) % 4)
+        raw = struct.pack(f"<{len(self.gids)}I", *self.gids)
+        return Op(pool.raw(raw), n=len(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class Fd:
+    slot: Slot
+    number: int
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "fd"
+    opcode: ClassVar[Opcode] = Opcode.FD
+
+    def describe(self) -> str:
+        return f"{self.number} <- {self.slot.kind} {self.slot.key}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], n=self.number)
+
+
+ChildStep = (
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
+    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
+)  # fmt: skip
+Step = HostStep | ChildStep
+
+
+def mounts_private(source: str) -> Number:
+    flags = Propagation.REC | Propagation.PRIVATE
+    return Number(Opcode.PROPAGATION, "propagation", "private, recursive", int(flags), source)
+
+
+def rlimit(name: str, number: int, soft: int, hard: int, source: str) -> Number:
+    def show(value: int) -> str:
+        return "unlimited" if value == RLIM_INFINITY else str(value)
+
+    return Number(
+        Opcode.RLIMIT, "rlimit", f"{name} {show(soft)}:{show(hard)}", soft, source, hard, number
+    )
+
+
+def capability_names(mask: int) -> str:
+    names = [name for i, name in enumerate(CAPABILITIES) if mask >> i & 1]
+    return "all" if len(names) == len(CAPABILITIES) else ", ".join(names) or "none"
