@@ -392,15 +392,17 @@ def compile_template(spec: Spec, host: Host) -> Plan:
 def compile_pause(spec: Spec, host: Host) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
-    It is PID 1 of a pid namespace of its own and sees an empty root, so that it pins none of
-    the host's file systems.
+    It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
+    /dev/shm, so that it pins none of the host's file systems.
     """
     build = _start(spec, host)
     _add_clone(build)
     build.add(mounts_private("pod"))
     creds.become_setup_ids(build)
-    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "2"))
+    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "4"))
     build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))
+    shm_bytes = 64 * mounts.MIB  # what Kubernetes' runtimes give a pod
+    build.add(mounts.new_shared_memory(mounts.SHM, "pod", size=shm_bytes, make=True))
     _add_proc_writes(build)
     _add_names(build)
     build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))

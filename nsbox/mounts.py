@@ -6,15 +6,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
-from nsbox.names import MountAttr, Opcode
+from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
     Attach,
     File,
     MakeDirs,
     NewMount,
+    Open,
     Options,
     Pair,
     RootTree,
+    Setns,
     Simple,
     Slot,
     Text,
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from nsbox.spec import Mount
 
 MIB, PAGE = 1 << 20, 4096
+SHM = "/dev/shm"
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
 TMP = "/tmp"
@@ -146,12 +149,38 @@ def _scratch(build: Build) -> bool:
     return build.spec.profile != "none" and build.spec.root.kind != "inherit"
 
 
-def _add_scratch(build: Build, make: bool) -> None:
+def new_shared_memory(
+    dst: str, source: str, *, size: int = 16 * MIB, make: bool = False
+) -> NewMount:
+    """Where shm_open(3) has its files."""
+    options = (("mode", "1777"), ("size", str(size)), ("nr_inodes", "1024"))
+    return NewMount("tmpfs", dst, options, _SAFE | int(MountAttr.NOEXEC), source, make)
+
+
+def _pick_shared_memory(build: Build) -> Slot:
+    """The POSIX half of a joined IPC namespace: a tree of the mount namespace of who is joined.
+
+    Only a member can copy a tree out of it, so the child goes there and comes back, before
+    anything else depends on where it is.
+    """
+    home = Slot("file", "/proc/self/ns/mnt")
+    build.add(
+        Open(str(home.key), home, "pod"),
+        Setns(build.pass_slot("pidfd", "join"), Clone.NEWNS, "pod"),
+    )
+    tree = build.open_tree(SHM, 0, "pod", recursive=False)
+    build.add(Setns(home, Clone.NEWNS, "pod"))
+    return tree
+
+
+def _add_scratch(build: Build, make: bool, shared_memory: Slot | None) -> None:
     spec, limits = build.spec, build.spec.limits
     if _scratch(build):
         safe = _SAFE | int(MountAttr.NOEXEC)
-        options = (("mode", "1777"), ("size", str(16 * MIB)), ("nr_inodes", "1024"))
-        build.add(NewMount("tmpfs", "/dev/shm", options, safe, "profile", False))
+        if shared_memory is not None:
+            build.add(Attach(shared_memory, SHM, "pod", False))
+        else:
+            build.add(new_shared_memory(SHM, "profile"))
         if build.own("ipc"):
             build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
     asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
@@ -243,6 +272,8 @@ class MountParts:
             if mount.kind == "bind":
                 attrs = _SAFE | (_READONLY if mount.ro else 0)
                 self.binds[i] = build.open_tree(mount.src, attrs, f"mounts[{i}]")
+        joins = "ipc" in build.join and _scratch(build)
+        self.shared_memory = _pick_shared_memory(build) if joins else None
 
 
 def add_mounts(build: Build, parts: MountParts) -> None:
@@ -253,7 +284,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     else:
         add_root(build, parts.root)
     _add_proc(build, parts.proc, make)
-    _add_scratch(build, make)
+    _add_scratch(build, make, parts.shared_memory)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)
 

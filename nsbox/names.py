@@ -55,6 +55,7 @@ class Opcode(enum.IntEnum):
     EXECING = 41
     EXEC = 42
     PAUSE = 43
+    OPEN = 44
 
 
 class OpFlag(enum.IntFlag):

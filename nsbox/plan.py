@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, OpenTree, Pool, Slot, Slots
+from nsbox.steps import Clone3, IdMap, Open, OpenTree, Pool, Slot, Slots
 
 if TYPE_CHECKING:
     from nsbox.steps import ChildStep, Step
@@ -79,7 +79,7 @@ class Plan:
     def _slots(self) -> Slots:
         slots = {slot: number for number, slot in enumerate(self.passed)}
         for step in self.steps:
-            if isinstance(step, OpenTree):
+            if isinstance(step, (Open, OpenTree)):
                 slots.setdefault(step.slot, len(slots))
         return slots
 

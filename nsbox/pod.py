@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import probe, watch
@@ -19,6 +20,7 @@ from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
 from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
+from nsbox.ports import explain_conflict
 from nsbox.process import Process, dev_null, spawn
 from nsbox.result import Reason
 from nsbox.sandbox import check_spec
@@ -285,8 +287,11 @@ class Pod:
                 return
             if container.state.reason == "ContainerCreating":
                 self._note("Started", container)
-            container.last_state = container.state = _terminated(current)
-            self._note("Died", container, container.state.reason)
+            state = _terminated(current)
+            if state.reason == "Error":
+                state = replace(state, message=self._port_conflict(current))
+            container.last_state = container.state = state
+            self._note("Died", container, ": ".join(filter(None, (state.reason, state.message))))
             self._pause_news()  # what ended both is not a crash of this one
             if self._stopping or not self._restarts(container):
                 self._maybe_complete()
@@ -299,6 +304,13 @@ class Pod:
                 container.state = State("Waiting", "CrashLoopBackOff")
                 self._note("BackOff", container, f"restart in {delay:g} s")
             container._timer = self.clock.call_later(delay, lambda: self._restart(container))
+
+    def _port_conflict(self, current: Container) -> str:
+        """Who holds the port that it could not bind, if that is what it died of."""
+        if self._pause is None:
+            return ""
+        members = {c.name: c.pid for c in self._all.values() if c.pid}
+        return explain_conflict(current.logs(), self._pause.pid, members)
 
     @staticmethod
     def _restarts(container: PodContainer) -> bool:
@@ -487,6 +499,9 @@ class Pod:
             state = " ".join(filter(None, (container.state.name, container.state.reason)))
             lines.append(f"  {container.name:<16} {state:<24} restarts {container.restart_count}"
                          f"  pid {pid}")  # fmt: skip
+            last = container.last_state
+            if last is not None and last.message and container.state.name != "Running":
+                lines.append(f"  {'':<16} {last.message}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

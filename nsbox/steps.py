@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Slot(NamedTuple):
     """A descriptor that the plan names: passed with the request, or opened by a step.
 
-    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"``, ``"mntns"`` or ``"tree"``;
-    only trees are opened by steps.
+    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"`` or ``"mntns"``, or ``"tree"`` or
+    ``"file"``, which are opened by steps.
     """
 
     kind: str
@@ -321,6 +321,24 @@ class OpenTree:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """A descriptor of a file of the host's, for a later step."""
+
+    src: str
+    slot: Slot
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "open"
+    opcode: ClassVar[Opcode] = Opcode.OPEN
+
+    def describe(self) -> str:
+        return self.src
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.text(self.src), slots[self.slot])
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     slot: Slot
     dst: str
@@ -474,7 +492,7 @@ class Fd:
 
 
 ChildStep = (
-    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | RootTree
     | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
 )  # fmt: skip
 Step = HostStep | ChildStep

@@ -22,7 +22,7 @@ from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
-from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenTree, SetLimit, Setns, Slot, Step
+from nsbox.steps import Clone3, IdMap, MakeCgroup, Open, OpenTree, SetLimit, Setns, Slot, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -333,7 +333,7 @@ def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
 @every_plan
 def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
     named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
-    opened = {step.slot for step in plan.steps if isinstance(step, OpenTree)}
+    opened = {step.slot for step in plan.steps if isinstance(step, (Open, OpenTree))}
     if plan.clone.into_cgroup:
         named.add(Slot("cgroup", "v2"))
     assert named - opened == set(plan.passed)
