@@ -59,7 +59,7 @@ _HINTS = {
     ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
     ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
     ("clone3", errno.EPERM): "user namespaces may be restricted here "
-    "(kernel.apparmor_restrict_unprivileged_userns, or a container's seccomp filter)",
+    "(kernel.apparmor_restrict_unprivileged_userns, a container's seccomp filter, a chroot)",
     ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
     ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
     ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
