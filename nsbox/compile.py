@@ -124,7 +124,8 @@ def _add_clone(build: Build) -> None:
     in_cgroup = any(slot.kind == "cgroup" for slot in build.passed)
     flags = Clone(0)
     for kind in build.new:
-        later = (kind == "cgroup" and in_cgroup) or (kind == "mnt" and build.template)
+        copied = kind == "mnt" and build.template and not build.in_userns
+        later = (kind == "cgroup" and in_cgroup) or copied
         flags |= Clone(0) if later else NAMESPACES[kind]
     into = in_cgroup and build.host.cgroup_version == 2
     build.add(Clone3(flags, into, "namespaces"))
@@ -307,9 +308,12 @@ def _set_up(build: Build, joined: Slot | None) -> None:
     """Everything up to the process: cgroup, namespaces, mounts, names."""
     _add_cgroup(build)
     _add_joins(build, joined)
+    if build.template and build.in_userns:
+        # A joiner enters it, while it has the right to, and clones: the copy is the sandbox's.
+        build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
     _add_clone(build)
     _enter_cgroup(build)
-    if build.template:
+    if build.template and not build.in_userns:
         slot = build.pass_slot("mntns", "template")
         build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
     parts = mounts.MountParts(build) if build.has_new("mnt") else None
@@ -375,16 +379,21 @@ def wants_template(spec: Spec, host: Host) -> bool:
 
 def compile_template(spec: Spec, host: Host) -> Plan:
     """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
-    build = _start(spec, host)
-    build.new = ("mnt",)
+    build = _start(replace(spec, pass_fds=()), host)
+    inside = build.in_userns
+    build.new = ("mnt", "pid") if inside else ("mnt",)
     build.flags |= PlanFlag.FORK
-    build.add(Clone3(Clone.NEWNS, False, "root"))
+    build.add(Clone3(Clone.NEWNS | (Clone.NEWPID if inside else Clone(0)), False, "root"))
     parts = mounts.MountParts(build)
     assert parts.root is not None
     mounts.add_root(build, parts.root)
     if build.spec.root.kind == "host":
         for path in ("/proc", mounts.TMP):
             build.add(MakeDirs(path, 0o755, "root"))
+    if inside:
+        # A user namespace may mount procfs only where one is in full sight: here that of a pid
+        # namespace that ends with the holder, and so shows nothing.
+        mounts.add_empty_proc(build)
     mounts.add_pivot(build)
     return _finish_pause(build, "until its namespace is held", "root")
 

@@ -34,13 +34,22 @@ _READONLY = int(MountAttr.RDONLY)
 TMP = "/tmp"
 
 
+def _proc_kind(build: Build) -> str:
+    return build.spec.proc or build.profile.proc
+
+
 def fits_template(build: Build) -> bool:
     """Whether a template can hold the root: nothing of it is one sandbox's own."""
     spec = build.spec
+    if build.in_userns and (not build.has_new("pid") or _proc_kind(build) == "none"):
+        return False  # it would have no procfs in sight, and so could mount none
+    if build.in_userns and spec.root.kind == "dir" and not spec.root.ro:
+        return False  # what is made in it must be the sandbox's own
     return (
         build.host.privileged
         and build.has_new("mnt")
-        and not build.in_userns
+        and build.id_map in ("", "slot")
+        and build.host.templates
         and not build.join
         and spec.root.kind in ("host", "dir")
         and spec.root.method == "pivot_root"
@@ -214,7 +223,7 @@ def setup_ids(build: Build) -> tuple[int, int]:
 
 
 def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
-    kind = build.spec.proc or build.profile.proc
+    kind = _proc_kind(build)
     if build.spec.root.kind == "inherit" and not build.has_new("pid"):
         return
     if kind == "none" or any(m.kind == "proc" and m.dst == "/proc" for m in build.spec.mounts):
@@ -227,6 +236,11 @@ def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
     attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
     build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
     build.applied["proc"] = kind
+
+
+def add_empty_proc(build: Build) -> None:
+    """For a template: the mount point must be there, as for the sandbox's own."""
+    build.add(NewMount("proc", "/proc", (), _SAFE | int(MountAttr.NOEXEC), "proc", False))
 
 
 def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, make: bool) -> None:
@@ -265,7 +279,7 @@ class MountParts:
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
         self.proc: Slot | None = None
         bind_proc = self.root and build.in_userns and not build.has_new("pid")
-        if bind_proc and (build.spec.proc or build.profile.proc) != "none":
+        if bind_proc and _proc_kind(build) != "none":
             self.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}
         for i, mount in enumerate(build.spec.mounts):

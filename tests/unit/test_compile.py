@@ -669,7 +669,10 @@ def test_more_than_a_plan_can_hold_is_refused_by_field(
     [
         pytest.param({"namespaces": ["mnt"]}, True, id="a plain root"),
         pytest.param({"namespaces": ["mnt"], "root": "/srv"}, True, id="a read-only directory"),
-        pytest.param({}, False, id="a user namespace of its own"),
+        pytest.param({}, True, id="a user namespace of its own"),
+        pytest.param({"proc": "none"}, False, id="a user namespace without a procfs"),
+        pytest.param({"namespaces": ["user", "mnt"]}, False, id="a user namespace, not pid"),
+        pytest.param({"root": Rootfs.dir("/srv", ro=False)}, False, id="what would be made in it"),
         pytest.param({"namespaces": ["mnt"], "mounts": [Mount.proc("/p")]}, False, id="mounts"),
         pytest.param({"namespaces": ["mnt"], "root": Rootfs.inherit()}, False, id="inherited"),
         pytest.param(
