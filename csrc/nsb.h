@@ -104,9 +104,10 @@ struct nsb_op {
 
 enum nsb_plan_flag {
 	NSB_PLAN_DENY_SETGROUPS = 1,
-	NSB_PLAN_INIT = 2,	/* PID 1 is nsbox-init: it announces STARTED and EXITED */
-	NSB_PLAN_FORK = 4,	/* never share the launcher's memory (set-up may block) */
-	NSB_PLAN_SPARE_NET = 8, /* NEWNET may be one that the launcher has ready */
+	NSB_PLAN_INIT = 2,	    /* PID 1 is nsbox-init: it announces STARTED and EXITED */
+	NSB_PLAN_FORK = 4,	    /* never share the launcher's memory (set-up may block) */
+	NSB_PLAN_SPARE_NET = 8,	    /* NEWNET may be one that the launcher has ready */
+	NSB_PLAN_LAUNCHER_NET = 16, /* NEWNET has to be one that the launcher made */
 };
 
 /* A plan: this header, nops ops, then a pool. Offsets count from the plan's first byte. */
@@ -134,6 +135,7 @@ enum nsb_at {
 	NSB_AT_REQUEST,
 	NSB_AT_CLONE,
 	NSB_AT_ID_MAP,
+	NSB_AT_NET,
 };
 
 enum nsb_kind {

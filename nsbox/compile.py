@@ -16,6 +16,7 @@ from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
     Clone3,
     EnterCgroup,
+    LauncherNet,
     MakeCgroup,
     MakeDirs,
     Number,
@@ -128,11 +129,27 @@ def _add_clone(build: Build) -> None:
         later = (kind == "cgroup" and in_cgroup) or copied
         flags |= Clone(0) if later else NAMESPACES[kind]
     into = in_cgroup and build.host.cgroup_version == 2
+    if _launcher_net(build):
+        build.add(LauncherNet("net"))
+        build.flags |= PlanFlag.LAUNCHER_NET
     build.add(Clone3(flags, into, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:
         _add_id_map(build)
+
+
+def _launcher_net(build: Build) -> bool:
+    """Whether the network namespace need not be the sandbox's own to change: without a capability
+    it could not, and the launcher may have one ready."""
+    return (
+        build.has_new("net")
+        and build.in_userns
+        and build.template  # a joiner enters it, before there is a user namespace
+        and build.host.spare_net
+        and build.host.net_sysctls
+        and not creds.kept_capabilities(build)
+    )
 
 
 def _add_id_map(build: Build) -> None:
@@ -161,7 +178,7 @@ def _add_joins(build: Build, joined: Slot | None) -> None:
 
 def _port_sysctls(build: Build) -> list[tuple[str, str]]:
     """In a network of its own, ports below 1024 and ping need no privilege."""
-    if not build.has_new("net") or build.profile.capabilities is None:
+    if not build.has_new("net") or build.profile.capabilities is None or _launcher_net(build):
         return []
     last = build.gid if build.id_map == "single" else SLOT_IDS - 1
     first = build.gid if build.id_map == "single" else 0
@@ -209,7 +226,7 @@ def _add_oom_score(build: Build, score: int) -> None:
 
 
 def _add_names(build: Build) -> None:
-    if build.has_new("net"):
+    if build.has_new("net") and not _launcher_net(build):
         build.add(Simple(Opcode.LO_UP, "lo", "up", "net"))
     if build.spec.hostname is not None:
         if not build.own("uts"):

@@ -79,7 +79,8 @@ def become_setup_ids(build: Build) -> None:
         )
 
 
-def _kept_capabilities(build: Build) -> int:
+def kept_capabilities(build: Build) -> int:
+    """The mask of what the payload has; raises Unavailable where the caller has not."""
     spec = build.spec
     names = build.profile.capabilities if spec.capabilities is None else spec.capabilities
     has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
@@ -97,7 +98,7 @@ def _kept_capabilities(build: Build) -> int:
 def add_credentials(build: Build) -> None:
     """Bounding set, groups, gid, uid, capabilities, no_new_privs: in this order."""
     profile, spec = build.profile, build.spec
-    kept = _kept_capabilities(build)
+    kept = kept_capabilities(build)
     has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
     lowers = kept != has
     if lowers and build.capable:

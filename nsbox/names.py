@@ -75,6 +75,7 @@ class PlanFlag(enum.IntFlag):
     INIT = 2
     FORK = 4
     SPARE_NET = 8
+    LAUNCHER_NET = 16
 
 
 class At(enum.IntEnum):
@@ -84,6 +85,7 @@ class At(enum.IntEnum):
     REQUEST = 0x7FFFFF01
     CLONE = 0x7FFFFF02
     ID_MAP = 0x7FFFFF03
+    NET = 0x7FFFFF04
 
 
 class Kind(enum.IntEnum):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, Open, OpenTree, Pool, Slot, Slots
+from nsbox.steps import Clone3, IdMap, LauncherNet, Open, OpenTree, Pool, Slot, Slots
 
 if TYPE_CHECKING:
     from nsbox.steps import ChildStep, Step
@@ -19,6 +19,7 @@ NONE = 0x7FFFFFFF
 MAX_OPS, MAX_PASSED, MAX_SLOTS = 4096, 32, 160  # NSB_MAX_*
 _HEADER = struct.Struct("<8IiIi3IQ")
 _OP = struct.Struct("<HHIIIQQ")
+_PLACES = {At.CLONE: Clone3, At.ID_MAP: IdMap, At.NET: LauncherNet}  # of failure, but for ops
 
 
 @dataclass(frozen=True)
@@ -62,18 +63,18 @@ class Plan:
 
     def timeline_index(self, op: int) -> int:
         """The step that a record's ``op`` is about."""
-        if op in (At.CLONE, At.REQUEST, At.NOWHERE):
+        if op in (At.REQUEST, At.NOWHERE):
             return self.steps.index(self.clone)
-        if op == At.ID_MAP:
-            return next(i for i, step in enumerate(self.steps) if isinstance(step, IdMap))
+        for place, kind in _PLACES.items():
+            if op == place:
+                return next(i for i, step in enumerate(self.steps) if isinstance(step, kind))
         return self.child_steps()[op][0]
 
     def op_index(self, step: int) -> int:
         """The op, or place, at which the child or the launcher fails when *step* is to fail."""
-        if isinstance(self.steps[step], Clone3):
-            return At.CLONE
-        if isinstance(self.steps[step], IdMap):
-            return At.ID_MAP
+        for place, kind in _PLACES.items():
+            if isinstance(self.steps[step], kind):
+                return place
         return next((n for n, (i, _) in enumerate(self.child_steps()) if i == step), NONE)
 
     def _slots(self) -> Slots:

@@ -163,7 +163,19 @@ class IdMap:
         )
 
 
-HostStep = MakeCgroup | SetLimit | Clone3 | IdMap
+@dataclass(frozen=True, slots=True)
+class LauncherNet:
+    """A network namespace that the launcher made, with its loopback up and its ports open."""
+
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "net"
+
+    def describe(self) -> str:
+        return "the launcher's own: lo up, ip_unprivileged_port_start=0, ping for everybody"
+
+
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | LauncherNet
 
 # ------------------------------------------------------------------ child steps
 

@@ -15,6 +15,16 @@
 static char child_stack[STACK_SIZE] __attribute__((aligned(16)));
 static char joiner_stack[STACK_SIZE] __attribute__((aligned(16)));
 
+/* Before the child is in a user namespace of its own, which has no say over this one. */
+static bool enter_net(struct nsb_spawn *spawn)
+{
+	long err = spawn->net < 0 ? 0 : nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET);
+
+	if (err < 0)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_CLONE, (int)-err, "setns");
+	return err == 0;
+}
+
 static int child_main(void *arg)
 {
 	struct nsb_spawn *spawn = arg;
@@ -23,10 +33,8 @@ static int child_main(void *arg)
 
 	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
 	cx->go = spawn->go;
-	if (spawn->net >= 0 && nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET) < 0) {
-		nsb_send_failed(cx->channel, NSB_AT_CLONE, EINVAL, "setns");
+	if (!cx->plan->njoin && !enter_net(spawn))
 		return 125;
-	}
 	/* End of file instead of the byte: the launcher died, or could not write the maps. */
 	if (cx->plan->uid_map && sys_read(spawn->go, &byte, 1) != 1)
 		return 125;
@@ -71,7 +79,7 @@ static int joiner_main(void *arg)
 	struct nsb_spawn *spawn = arg;
 
 	sys_close_range(NSB_FD_HIGH, ~0U, CLOSE_RANGE_UNSHARE);
-	if (nsb_run_ops(spawn->cx, 0, spawn->cx->plan->njoin) == 0)
+	if (enter_net(spawn) && nsb_run_ops(spawn->cx, 0, spawn->cx->plan->njoin) == 0)
 		clone_child(spawn, CLONE_PARENT);
 	return 0;
 }
