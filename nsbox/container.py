@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, watch
+from nsbox import enter, interrupts, probe, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nsbox.plan import Plan
+    from nsbox.popen import Popen
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
 
@@ -34,7 +35,8 @@ _SIGTERM, _SIGKILL = 15, 9
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
     "created": {"start": "running", "close": "stopped"},
-    "running": {"stop": "stopped", "kill": "running", "wait": "stopped", "close": "stopped"},
+    "running": {"stop": "stopped", "kill": "running", "exec": "running", "popen": "running",
+                "wait": "stopped", "close": "stopped"},
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
 
@@ -231,6 +233,39 @@ class Container:
         except OSError:
             pass
         return False
+
+    def exec(self, args: Any, **keywords: Any) -> Completed:
+        """Run one more command in it and wait for its end: ``docker exec``.
+
+        It is a member of all of the container's namespaces and of its cgroup, with its root,
+        its environment and its restrictions. Its end is not the container's; the container's
+        end is also its own.
+
+        Args:
+            args: the program and its arguments, a list.
+            user, cwd: instead of the container's; *env* comes on top of the container's.
+            stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
+                After *timeout* its process group is killed; what left that goes on.
+
+        Raises:
+            StateError: it is not running, or ended meanwhile.
+            SpecError, SetupError, TimeoutExpired, CommandError: as for ``run``.
+        """
+        return enter.execute(*self._entered("exec"), args, **keywords)
+
+    def popen(self, args: Any, **keywords: Any) -> Popen:
+        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, the streams, *text*."""
+        return enter.popen(*self._entered("popen"), args, keywords)
+
+    def _entered(self, verb: str) -> tuple[Process, Spec, str]:
+        """What is entered: its process, its spec, and how its user namespace maps ids."""
+        self.status()
+        with self._lock:
+            self._allow(verb)
+            process = self._process
+            assert process is not None
+            step = process.plan.id_map
+            return process, self.spec, step.kind if step else self._join[2]
 
     def kill(self) -> None:
         """SIGKILL to every process in it; ``wait()`` for the end."""

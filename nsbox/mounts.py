@@ -186,7 +186,7 @@ def setup_ids(build: Build) -> tuple[int, int]:
 
 def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
     kind = build.spec.proc or build.profile.proc
-    if build.spec.root.kind == "inherit" and not build.has_new("pid"):
+    if build.spec.root.kind == "inherit" and not build.own("pid"):
         return
     if kind == "none" or any(m.kind == "proc" and m.dst == "/proc" for m in build.spec.mounts):
         return
@@ -195,6 +195,8 @@ def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
         build.applied["proc"] = "the caller's, bound: no pid namespace"
         return
     options = (("subset", "pid"), ("hidepid", "invisible")) if kind == "pids" else ()
+    if "pid" in build.join:
+        options = options[:1]  # who shares their processes wants to see them, whoever they are
     attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
     build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
     build.applied["proc"] = kind
@@ -235,7 +237,7 @@ class MountParts:
         self.root = None if build.template else RootParts(build)
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
         self.proc: Slot | None = None
-        bind_proc = self.root and build.in_userns and not build.has_new("pid")
+        bind_proc = self.root and build.in_userns and not build.own("pid")
         if bind_proc and (build.spec.proc or build.profile.proc) != "none":
             self.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}

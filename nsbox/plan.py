@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, OpenTree, Pool, Slot, Slots
+from nsbox.names import NAMESPACES, At, Clone, PlanFlag
+from nsbox.steps import JOIN, Clone3, IdMap, OpenTree, Pool, Setns, Slot, Slots, Unshare
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsbox.steps import ChildStep, Step
 
 MAGIC = 0x3142534E
@@ -19,6 +22,13 @@ NONE = 0x7FFFFFFF
 MAX_OPS, MAX_PASSED, MAX_SLOTS = 4096, 32, 160  # NSB_MAX_*
 _HEADER = struct.Struct("<8IiIi3IQ")
 _OP = struct.Struct("<HHIIIQQ")
+
+
+def _kinds(flags: Iterable[Clone]) -> tuple[str, ...]:
+    every = Clone(0)
+    for some in flags:
+        every |= some
+    return tuple(kind for kind, flag in NAMESPACES.items() if flag in every)
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,16 @@ class Plan:
     @property
     def id_map(self) -> IdMap | None:
         return next((step for step in self.steps if isinstance(step, IdMap)), None)
+
+    @functools.cached_property
+    def joined(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are entered, of a process in slot ("pidfd", "join")."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, Setns) and s.slot == JOIN)
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are not the launcher's: made, or entered."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, (Clone3, Setns, Unshare)))
 
     @property
     def joins(self) -> int:
