@@ -108,6 +108,8 @@ def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
     files = _cgroup_limits(build)
     if not files:
+        if "pid" in build.join:
+            build.applied["pid"] = "shared: without a cgroup, it ends with its mount namespace"
         return
     controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
     build.add(MakeCgroup(controllers, "limits"), *files)

@@ -17,6 +17,7 @@ from nsbox import enter, interrupts, probe, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
+from nsbox.namespace import kill_members
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
@@ -96,6 +97,7 @@ class Container:
         self._process: Process | None = None
         self._ended: Ended | None = None
         self._verdict = Verdict()
+        self._members = 0
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
@@ -129,6 +131,7 @@ class Container:
                 stdio.close()
                 raise
             self._status = "running"
+            self._members = self._known_by_mounts()
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -141,6 +144,18 @@ class Container:
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
         return self
+
+    def _known_by_mounts(self) -> int:
+        """The mount namespace by which its processes are found, when its end ends neither a
+        pid namespace nor a cgroup. 0: no need, or it has ended already."""
+        process = self._process
+        assert process is not None
+        if process.cgroup is not None or "pid" not in process.plan.joined:
+            return 0
+        try:
+            return os.stat(f"/proc/{process.pid}/ns/mnt").st_ino
+        except OSError:
+            return 0
 
     def _time_out(self) -> None:
         with self._lock:
@@ -173,6 +188,8 @@ class Container:
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()
+        if self._members:
+            kill_members("mnt", self._members)
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()
