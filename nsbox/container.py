@@ -36,8 +36,14 @@ _SIGTERM, _SIGKILL = 15, 9
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
     "created": {"start": "running", "close": "stopped"},
-    "running": {"stop": "stopped", "kill": "running", "exec": "running", "popen": "running",
-                "wait": "stopped", "close": "stopped"},
+    "running": {
+        "stop": "stopped",
+        "kill": "running",
+        "exec": "running",
+        "popen": "running",
+        "wait": "stopped",
+        "close": "stopped",
+    },
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
 
@@ -276,6 +282,8 @@ class Container:
 
     def _entered(self, verb: str) -> tuple[Process, Spec, str]:
         """What is entered: its process, its spec, and how its user namespace maps ids."""
+        if self._process is not None:
+            self._process.check_mine()
         self.status()
         with self._lock:
             self._allow(verb)

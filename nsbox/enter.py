@@ -25,7 +25,7 @@ from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SetupError, StateError, TimeoutExpired
 from nsbox.popen import Popen
-from nsbox.process import Process, spawn
+from nsbox.process import PATIENCE_S, Injection, Process, spawn
 from nsbox.spec import Spec, another_process
 from nsbox.steps import JOIN, Slot
 from nsbox.streams import PIPE
@@ -65,7 +65,13 @@ def _descriptors(target: Process, undo: ExitStack, pidfd: int) -> dict[Slot, int
 
 
 def enter(
-    target: Process, base: Spec, spec: Spec, id_map: str, stdio: Stdio, patience: float | None
+    target: Process,
+    base: Spec,
+    spec: Spec,
+    id_map: str,
+    stdio: Stdio,
+    patience: float | None = None,
+    inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
     """Start the process that *spec* says in the sandbox of *target*.
 
@@ -73,6 +79,7 @@ def enter(
         base: the sandbox's own spec.
         id_map: of its user namespace, see ``Build.id_map``.
         patience: seconds; the default when None.
+        inject: a step to fail, for tests.
 
     Raises:
         StateError: the sandbox has ended, or is ending.
@@ -91,8 +98,8 @@ def enter(
                     undo.callback(os.close, fd)
                     descriptors[slot] = fd
             descriptors.update((Slot("stdio", n), fd) for n, fd in stdio.theirs.items())
-            limit = {} if patience is None else {"patience": patience}
-            return spawn(plan, descriptors, **limit)
+            limit = PATIENCE_S if patience is None else patience
+            return spawn(plan, descriptors, inject=inject, patience=limit)
         except OSError as e:
             if e.errno in _ENDING and _has_ended(target):
                 raise StateError("the sandbox has ended", status="stopped") from e
@@ -156,4 +163,4 @@ def popen(target: Process, base: Spec, id_map: str, args: Any, keywords: dict[st
     """The body of ``Container.popen``."""
     own = {name: keywords.pop(name) for name in ("user", "env", "cwd") if name in keywords}
     spec = another_process(base, args, **own)
-    return Popen._of(spec, lambda stdio: enter(target, base, spec, id_map, stdio, None), **keywords)
+    return Popen._of(spec, lambda stdio: enter(target, base, spec, id_map, stdio), **keywords)

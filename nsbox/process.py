@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
 #: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
 
 
@@ -126,6 +126,10 @@ class Process:
     def mine(self) -> bool:
         """Whether this process made it; a forked child holds copies that are not its to end."""
         return os.getpid() == self._owner
+
+    def check_mine(self) -> None:
+        """Raises StateError in a forked child of the process that made it."""
+        launcher.check_owner(self._owner)
 
     def poll(self) -> Ended | None:
         """How it ended, or None while it runs.
@@ -325,7 +329,7 @@ def spawn(
     *,
     parent: launcher.Launcher | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
-    patience: float = _PATIENCE_S,
+    patience: float = PATIENCE_S,
 ) -> Process:
     """Run a plan up to the payload's execve.
 
