@@ -406,8 +406,9 @@ def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) 
     build = Build(spec, host, inside.kinds, id_map=id_map)
     creds.decide_ids(build)
     creds.check_same_id(build, base)
-    build.enforcement.update(inside.enforcement)
     build.passed += [slot for slot in inside.passed if slot.kind == "cgroup"]
+    if build.passed:
+        build.enforcement.update(inside.enforcement)
     if build.join:
         build.pass_slot(*JOIN)
     build.flags |= PlanFlag.FORK  # into a memory cgroup that may be full

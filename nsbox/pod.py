@@ -362,7 +362,9 @@ class Pod:
             if self._pause is None:
                 return
             try:
-                if self._pause.poll() is None:
+                # In its own pid namespace the others end before it: then they tell of its end.
+                dying = self.share_process_namespace and self._pause.exiting()
+                if (self._pause.wait(5) if dying else self._pause.poll()) is None:
                     return
             except StateError:
                 pass

@@ -31,6 +31,7 @@ _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
 #: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
 PATIENCE_S = 10.0
+_PF_EXITING = 4  # of the flags in proc_pid_stat(5)
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
 
 
@@ -179,6 +180,15 @@ class Process:
         self._lost = True
         self.ended_at = time.monotonic()
         self.kill()
+
+    def exiting(self) -> bool:
+        """It is about to end: a PID 1 first waits until all others of its namespace are gone."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                flags = int(file.read().rpartition(")")[2].split()[6])
+        except OSError:
+            return False
+        return bool(flags & _PF_EXITING)
 
     def wait(self, timeout: float | None = None) -> Ended | None:
         """Waits until it has ended; None when *timeout* (seconds) passed."""
