@@ -90,6 +90,7 @@ enum nsb_op_flag {
 	NSB_CHRDEV = 4,	       /* open_tree: refuse what is not character device n */
 	NSB_MAKE_TARGET = 8,   /* attach, mount: make the destination when it is missing */
 	NSB_CHOWN = 16,	       /* mkdir: new directories belong to c:m */
+	NSB_AS_IS = 32,	       /* procfs, root_tree: the one that is there, not a new mount */
 };
 
 struct nsb_op {
@@ -177,7 +178,7 @@ int nsb_launcher_start(int exe, int control, int lock, int owner_pidfd);
 int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds);
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd);
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms);
 int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nsbox.errors import SpecError
 from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
+    JOIN,
     Attach,
     File,
     MakeDirs,
@@ -175,7 +176,7 @@ def _pick_shared_memory(build: Build) -> Slot:
     home = Slot("file", "/proc/self/ns/mnt")
     build.add(
         Open(str(home.key), home, "pod"),
-        Setns(build.pass_slot("pidfd", "join"), Clone.NEWNS, "pod"),
+        Setns(build.pass_slot(*JOIN), Clone.NEWNS, "pod"),
     )
     tree = build.open_tree(SHM, 0, "pod", recursive=False)
     build.add(Setns(home, Clone.NEWNS, "pod"))
@@ -224,7 +225,7 @@ def setup_ids(build: Build) -> tuple[int, int]:
 
 def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
     kind = _proc_kind(build)
-    if build.spec.root.kind == "inherit" and not build.has_new("pid"):
+    if build.spec.root.kind == "inherit" and not build.own("pid"):
         return
     if kind == "none" or any(m.kind == "proc" and m.dst == "/proc" for m in build.spec.mounts):
         return
@@ -232,7 +233,11 @@ def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
         build.add(Attach(bound, "/proc", "proc", make))
         build.applied["proc"] = "the caller's, bound: no pid namespace"
         return
-    options = (("subset", "pid"), ("hidepid", "invisible")) if kind == "pids" else ()
+    options: tuple[tuple[str, str], ...] = ()
+    if kind == "pids":
+        options = (("subset", "pid"), ("hidepid", "invisible"))
+    if "pid" in build.join:
+        options = options[:1]  # who shares their processes wants to see them, whoever they are
     attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
     build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
     build.applied["proc"] = kind
@@ -278,7 +283,7 @@ class MountParts:
         self.root = None if build.template else RootParts(build)
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
         self.proc: Slot | None = None
-        bind_proc = self.root and build.in_userns and not build.has_new("pid")
+        bind_proc = self.root and build.in_userns and not build.own("pid")
         if bind_proc and _proc_kind(build) != "none":
             self.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}

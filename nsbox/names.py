@@ -66,6 +66,7 @@ class OpFlag(enum.IntFlag):
     CHRDEV = 4
     MAKE_TARGET = 8
     CHOWN = 16
+    AS_IS = 32
 
 
 class PlanFlag(enum.IntFlag):

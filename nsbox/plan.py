@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, LauncherNet, Open, OpenTree, Pool, Slot, Slots
+from nsbox.names import NAMESPACES, At, Clone, PlanFlag
+from nsbox.steps import (
+    JOIN,
+    Clone3,
+    IdMap,
+    LauncherNet,
+    Open,
+    OpenTree,
+    Pool,
+    Setns,
+    Slot,
+    Slots,
+    Unshare,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsbox.steps import ChildStep, Step
 
 MAGIC = 0x3142534E
@@ -20,6 +35,13 @@ MAX_OPS, MAX_PASSED, MAX_SLOTS = 4096, 32, 160  # NSB_MAX_*
 _HEADER = struct.Struct("<8IiIi3IQ")
 _OP = struct.Struct("<HHIIIQQ")
 _PLACES = {At.CLONE: Clone3, At.ID_MAP: IdMap, At.NET: LauncherNet}  # of failure, but for ops
+
+
+def _kinds(flags: Iterable[Clone]) -> tuple[str, ...]:
+    every = Clone(0)
+    for some in flags:
+        every |= some
+    return tuple(kind for kind, flag in NAMESPACES.items() if flag in every)
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,16 @@ class Plan:
     @property
     def id_map(self) -> IdMap | None:
         return next((step for step in self.steps if isinstance(step, IdMap)), None)
+
+    @functools.cached_property
+    def joined(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are entered, of a process in slot ("pidfd", "join")."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, Setns) and s.slot == JOIN)
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are not the launcher's: made, or entered."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, (Clone3, Setns, Unshare)))
 
     @property
     def joins(self) -> int:

@@ -37,6 +37,10 @@ class Slot(NamedTuple):
     key: str | int
 
 
+#: The process whose namespaces are joined.
+JOIN = Slot("pidfd", "join")
+
+
 class Pool:
     """The strings and bytes of a plan, each at an offset from the plan's first byte."""
 
@@ -152,6 +156,13 @@ class IdMap:
             )
 
         return f"{show('uid', self.uids)}; {show('gid', self.gids)}"
+
+    @property
+    def kind(self) -> str:
+        """As ``Build.id_map`` has it."""
+        if self.by == "newuidmap":
+            return "range"
+        return "slot" if self.needs_slot() else "single"
 
     def needs_slot(self) -> bool:
         return self.by == "launcher" and any(outside is None for _, outside, _ in self.uids)
@@ -372,6 +383,7 @@ class Attach:
 class RootTree:
     slot: Slot
     source: str
+    as_is: bool = False
     who: ClassVar[str] = "child"
     name: ClassVar[str] = "root"
     opcode: ClassVar[Opcode] = Opcode.ROOT_TREE
@@ -380,7 +392,7 @@ class RootTree:
         return str(self.slot.key)
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(slots[self.slot])
+        return Op(slots[self.slot], flags=int(OpFlag.AS_IS) * self.as_is)
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,13 +431,14 @@ class Options:
     options: tuple[tuple[str, str], ...]
     attrs: int
     source: str
+    flags: int = 0
     who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return ",".join(k if v == "!" else f"{k}={v}" for k, v in self.options)
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(pool.options(self.options), n=self.attrs)
+        return Op(pool.options(self.options), n=self.attrs, flags=self.flags)
 
 
 @dataclass(frozen=True, slots=True)

@@ -320,8 +320,7 @@ static int launch(void *plan)
 		if (context.plan->uid_map)
 			sys_prctl(PR_SET_DUMPABLE, 1, 0);
 		nsb_spawn(&spawn);
-		if (context.plan->uid_map)
-			sys_prctl(PR_SET_DUMPABLE, 0, 0);
+		sys_prctl(PR_SET_DUMPABLE, 0, 0); /* nor as a joiner's steps have left it */
 		err = spawn.err;
 	}
 	drop(&spawn.go);
