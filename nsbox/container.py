@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import interrupts, probe, watch
+from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -34,7 +35,22 @@ _SIGTERM, _SIGKILL = 15, 9
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
     "created": {"start": "running", "close": "stopped"},
-    "running": {"stop": "stopped", "kill": "running", "wait": "stopped", "close": "stopped"},
+    "running": {
+        "stop": "stopped",
+        "kill": "running",
+        "wait": "stopped",
+        "close": "stopped",
+        "update": "running",
+        "pause": "paused",
+    },
+    "paused": {
+        "stop": "stopped",
+        "kill": "paused",
+        "wait": "stopped",
+        "close": "stopped",
+        "update": "paused",
+        "resume": "running",
+    },
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
 
@@ -57,7 +73,7 @@ class Log:
             return self._data.decode("utf-8", "replace")
 
 
-class Container:
+class Container(Control):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
@@ -93,6 +109,7 @@ class Container:
         self._status = "created"
         self._process: Process | None = None
         self._ended: Ended | None = None
+        self._updated: dict[str, str] = {}
         self._verdict = Verdict()
         self._log = Log()
         self._sinks: list[Sink] = []
@@ -102,9 +119,13 @@ class Container:
     # ------------------------------------------------------------ lifecycle
 
     def _allow(self, verb: str) -> None:
-        if verb not in TRANSITIONS[self._status]:
-            raise StateError(f"container {self.name!r} is {self._status}: cannot {verb}",
-                             status=self._status)  # fmt: skip
+        status = self._shown()
+        if verb not in TRANSITIONS[status]:
+            raise StateError(f"container {self.name!r} is {status}: cannot {verb}",
+                             status=status)  # fmt: skip
+
+    def _shown(self) -> str:
+        return "paused" if self._paused and self._status == "running" else self._status
 
     def start(self) -> Container:
         """Set up the sandbox and execute the command.
@@ -204,6 +225,7 @@ class Container:
         if self._status == "running" and process is not None:
             if grace > 0 and self._heeds(_SIGTERM):
                 process.send_signal(_SIGTERM)
+                self._thaw()
                 self._await_end(grace)
             if self._status == "running":
                 process.kill()
@@ -263,10 +285,10 @@ class Container:
     # ------------------------------------------------------------ what it is
 
     def status(self) -> str:
-        """``"created"``, ``"running"`` or ``"stopped"``."""
+        """``"created"``, ``"running"``, ``"paused"`` or ``"stopped"``."""
         if self._status == "running":
             self._news()
-        return self._status
+        return self._shown()
 
     @property
     def pid(self) -> int | None:
@@ -324,10 +346,10 @@ class Container:
             reason=reason,
             usage=usage_of(process, ended),
             limits_hit=hit,
-            enforcement=dict(process.plan.enforcement),
+            enforcement={**dict(process.plan.enforcement), **self._updated},
             applied=dict(process.plan.applied),
         )
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""
-        return f"<nsbox.Container {self.name!r} {self._status}{where}>"
+        return f"<nsbox.Container {self.name!r} {self._shown()}{where}>"
