@@ -104,8 +104,8 @@ class Cgroup:
             try:
                 return cls.make(full, controllers, where)
             except OSError as e:
-                raise Unavailable("cgroup", f"cannot create a cgroup under {places[0]}: "
-                                  f"{e.strerror}", err=e.errno or 0, hint=DELEGATE) from e  # fmt: skip
+                why = f"cannot create a cgroup under {places[0]}: {e.strerror}"
+                raise Unavailable("cgroup", why, err=e.errno or 0, hint=DELEGATE) from e
         raise Unavailable("cgroup", "the launcher that would remove it was killed, twice")
 
     @classmethod
@@ -183,7 +183,8 @@ class Cgroup:
     def stats(self) -> CgroupStats:
         """What it uses and has used; still to be had after its processes have ended."""
         self._check_open()
-        return self._backend.stats(self._directories)
+        stats: CgroupStats = self._backend.stats(self._directories)
+        return stats
 
     def events(self) -> dict[str, int]:
         """What happened, counted by the kernel, as ``"memory.oom_kill"`` or ``"pids.max"``.
@@ -204,7 +205,7 @@ class Cgroup:
             raise StateError(f"{self!r}", status="closed")
 
     def add(self, pid: int) -> None:
-        """Move a process into it, with all of its threads; children that it has stay where they are.
+        """Move a process into it, with all of its threads. Children that it has stay behind.
 
         Moving waits for the kernel, some milliseconds in each hierarchy of v1.
 
@@ -358,8 +359,6 @@ class Cgroup:
 
     def _oom_news(self) -> None:
         """By the library's thread. The kernel notifies before it kills."""
-        from nsbox import watch
-
         try:
             os.eventfd_read(self.oom_fd)
         except OSError:

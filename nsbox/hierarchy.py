@@ -141,7 +141,7 @@ def find(path: str) -> tuple[int, dict[str, str]]:
     exact = os.path.realpath(path)
     inside = {key: place for key, place in mounts.items()
               if exact == place.point or exact.startswith(place.point + "/")}  # fmt: skip
-    at = {key: exact for key in inside}
+    at = dict.fromkeys(inside, exact)
     if not inside:
         at = {key: place.directory(os.path.normpath(path)) for key, place in mounts.items()}
     found = {names.get(key, key) or "unified": where for key, where in at.items()

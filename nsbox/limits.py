@@ -113,7 +113,7 @@ def why_not(limit: str, host: Host) -> tuple[str, str]:
     """Why this host cannot enforce a limit, and what would mend it; ("", "") if it can."""
     controller = CONTROLLER_OF[limit]
     if controller == "bpf":
-        if not host.cgroup2:
+        if not (host.cgroup2 and host.cgroup_version):
             return "no cgroup v2 directory can be made here to attach a program to", _DELEGATE
         if not host.attaches_bpf:
             return ("attaching a BPF program to a cgroup takes CAP_BPF and CAP_NET_ADMIN in the "
