@@ -231,7 +231,7 @@ class Cgroup:
             SetupError: the kernel refused; those written before are as they were.
         """
         self._check_open()
-        wanted = _check(limits, self._as_place(), spare_pids)
+        wanted = _check(limits, self._as_place(), spare_pids, late=True)
         if limits.memory is not None and not limits.oom_group:
             wanted.append(limit_files.Setting("oom_group", "memory.oom.group", "0"))
         self.apply(wanted)
@@ -465,7 +465,9 @@ class Cgroup:
         return f"<nsbox.Cgroup v{self.version} {', '.join(self._each)} {state}>"
 
 
-def _check(limits: Limits, where: Parents, spare_pids: int = 0) -> list[Setting]:
+def _check(
+    limits: Limits, where: Parents, spare_pids: int = 0, *, late: bool = False
+) -> list[Setting]:
     """The files of *limits* for a cgroup in *where*.
 
     Raises:
@@ -483,5 +485,7 @@ def _check(limits: Limits, where: Parents, spare_pids: int = 0) -> list[Setting]
     for setting in wanted:
         why, hint = limit_files.why_not(setting.limit, host)
         if why:
+            if late and not limit_files.why_not(setting.limit, probe.host())[0]:
+                why, hint = limit_files.not_from_the_start(setting.limit), ""
             raise Unavailable(f"limits.{setting.limit}", why, hint=hint)
     return wanted

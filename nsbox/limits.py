@@ -129,6 +129,14 @@ def why_not(limit: str, host: Host) -> tuple[str, str]:
     return "", ""
 
 
+def not_from_the_start(limit: str) -> str:
+    """Why a cgroup of v1 cannot be given a limit later."""
+    return (
+        f"this cgroup was made without the {CONTROLLER_OF[limit]} controller, and on v1 does not "
+        f"get it later: give it a limit of that kind when it is made"
+    )
+
+
 def check_only_cgroup(limits: Limits) -> None:
     """Raises SpecError for limits that a cgroup alone does not enforce."""
     for field in fields(limits):

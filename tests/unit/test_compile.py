@@ -552,8 +552,8 @@ def test_capabilities_of_a_user_are_ambient_and_inheritable(profile: str) -> Non
 
 LIMITS: dict[str, Any] = {
     "memory": "64MiB", "memory_high": "32MiB", "cpu": 0.5, "cpu_weight": 50, "cpuset": "0",
-    "pids": 7, "io": {"8:0": {"rbps": "1MiB"}}, "wall": 5, "cpu_time": 5, "output": "1K", "disk": "8MiB",
-    "inodes": 99, "nofile": 33, "net_priority": 3,
+    "pids": 7, "io": {"8:0": {"rbps": "1MiB"}}, "wall": 5, "cpu_time": 5, "output": "1K",
+    "disk": "8MiB", "inodes": 99, "nofile": 33, "net_priority": 3,
 }  # fmt: skip
 WATCHED = {"wall", "output"}  # by whoever waits: no step enforces them
 
@@ -614,7 +614,7 @@ def test_a_priority_puts_the_child_into_cgroup_v2_on_v1_as_well() -> None:
 
 def test_what_v1_does_not_have_is_refused_there_only() -> None:
     limits = Limits(memory_high="32MiB")
-    with pytest.raises(Unavailable, match="limits.memory_high: memory.high is of cgroup v2"):
+    with pytest.raises(Unavailable, match=r"limits\.memory_high: memory\.high is of cgroup v2"):
         plan_of("root, v1", limits=limits)
     assert dict(plan_of("root, v2", limits=limits).enforcement)["memory_high"]
 
