@@ -159,6 +159,8 @@ struct nsb_record {
 	uint64_t utime_us;
 	uint64_t stime_us;
 	uint64_t maxrss_kib;
+	uint64_t inblock; /* of 512 bytes, from and to disks */
+	uint64_t oublock;
 	char call[16];
 };
 

@@ -30,6 +30,8 @@ class Record(NamedTuple):
     utime_us: int
     stime_us: int
     maxrss_kib: int
+    inblock: int
+    oublock: int
     call: str
 
 
@@ -50,6 +52,8 @@ def _record(raw: Any) -> Record:
         raw.utime_us,
         raw.stime_us,
         raw.maxrss_kib,
+        raw.inblock,
+        raw.oublock,
         _ffi.string(raw.call).decode("ascii"),
     )
 

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox import creds, mounts
+from nsbox import creds, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -25,9 +24,9 @@ from nsbox.steps import (
     Options,
     Pair,
     RootTree,
-    SetLimit,
     Setns,
     Simple,
+    Slot,
     Text,
     Unshare,
     mounts_private,
@@ -38,11 +37,10 @@ if TYPE_CHECKING:
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
-_CPU_PERIOD_US = 100_000
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
 _LATE = ("cgroup", "time")
-_NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "cpu_time", "net_priority")
+_NOT_YET = ("cpu_time",)
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -69,61 +67,27 @@ def _refuse_what_is_missing(build: Build) -> None:
             build.cannot(f"limits.{name}", "this version of nsbox does not enforce it")
 
 
-def _cgroup_limits(build: Build) -> list[SetLimit]:
-    """Limits as cgroup v2 files and values; the profile's own give way where there is no cgroup."""
-    limits, profile, host = build.spec.limits, build.profile, build.host
-    files: list[SetLimit] = []
-
-    def want(controller: str, asked: object, default: object, *values: tuple[str, str]) -> None:
-        source = f"limits.{controller}" if asked is not None else "profile"
-        if asked is None and default is None:
-            return
-        if controller in host.controllers:
-            files.extend(SetLimit(file, value, source) for file, value in values)
-            build.enforcement[controller] = f"cgroup v{host.cgroup_version} {values[0][0]}"
-        elif asked is not None:
-            build.cannot(
-                source, f"no cgroup here in which the {controller} controller can be used",
-                hint="run as root, or with a delegated cgroup: systemd-run --user --scope "
-                     "-p Delegate=yes COMMAND",
-            )  # fmt: skip
-        else:
-            build.applied[controller] = "missing: no cgroup with this controller"
-
-    memory = limits.memory if limits.memory is not None else profile.memory
-    group = (("memory.oom.group", "1"),) if limits.oom_group else ()
-    want("memory", limits.memory, profile.memory, ("memory.max", str(memory)),
-         ("memory.swap.max", str(limits.swap or 0)), *group)  # fmt: skip
-    pids = limits.pids if limits.pids is not None else profile.pids
-    # init is not the payload's: it gets a place of its own
-    init = int(build.spec.init and build.has_new("pid"))
-    want("pids", limits.pids, profile.pids, ("pids.max", str((pids or 0) + init)))
-    cpu = limits.cpu if limits.cpu is not None else profile.cpu
-    quota = max(1000, math.ceil(float(cpu or 0) * _CPU_PERIOD_US))
-    want("cpu", limits.cpu, profile.cpu, ("cpu.max", f"{quota} {_CPU_PERIOD_US}"))
-    return files
-
-
 def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
-    files = _cgroup_limits(build)
+    files = limits.cgroup_limits(build)
     if not files:
         if "pid" in build.join:
             build.applied["pid"] = "shared: without a cgroup, it ends with its mount namespace"
         return
-    controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
+    controllers = limits.controllers_of(files)
     build.add(MakeCgroup(controllers, "limits"), *files)
     for controller in controllers if build.host.cgroup_version == 1 else ():
-        build.pass_slot("cgroup", controller)
-    if build.host.cgroup_version == 2:
+        if controller != "bpf":
+            build.pass_slot("cgroup", controller)
+    if build.host.cgroup_version == 2 or "bpf" in controllers:
         build.pass_slot("cgroup", "v2")
 
 
 def _enter_cgroup(build: Build) -> None:
     """v1: the child enters by itself. The cgroup namespace comes after, or it would see "/.."."""
     slots = [slot for slot in build.passed if slot.kind == "cgroup"]
-    if build.host.cgroup_version == 1:
-        for slot in slots:
+    for slot in slots:
+        if slot.key != "v2":
             build.add(EnterCgroup(slot, "limits"))
     if slots and build.has_new("cgroup"):
         build.add(Unshare(Clone.NEWCGROUP, "namespaces"))
@@ -136,11 +100,10 @@ def _add_clone(build: Build) -> None:
         copied = kind == "mnt" and build.template and not build.in_userns
         later = (kind == "cgroup" and in_cgroup) or copied
         flags |= Clone(0) if later else NAMESPACES[kind]
-    into = in_cgroup and build.host.cgroup_version == 2
     if _launcher_net(build):
         build.add(LauncherNet("net"))
         build.flags |= PlanFlag.LAUNCHER_NET
-    build.add(Clone3(flags, into, "namespaces"))
+    build.add(Clone3(flags, Slot("cgroup", "v2") in build.passed, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import enter, interrupts, probe, watch
+from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -43,6 +44,16 @@ TRANSITIONS: dict[str, dict[str, str]] = {
         "popen": "running",
         "wait": "stopped",
         "close": "stopped",
+        "update": "running",
+        "pause": "paused",
+    },
+    "paused": {
+        "stop": "stopped",
+        "kill": "paused",
+        "wait": "stopped",
+        "close": "stopped",
+        "update": "paused",
+        "resume": "running",
     },
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
@@ -66,7 +77,7 @@ class Log:
             return self._data.decode("utf-8", "replace")
 
 
-class Container:
+class Container(Control):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
@@ -102,6 +113,7 @@ class Container:
         self._status = "created"
         self._process: Process | None = None
         self._ended: Ended | None = None
+        self._updated: dict[str, str] = {}
         self._verdict = Verdict()
         self._members = 0
         self._log = Log()
@@ -112,9 +124,13 @@ class Container:
     # ------------------------------------------------------------ lifecycle
 
     def _allow(self, verb: str) -> None:
-        if verb not in TRANSITIONS[self._status]:
-            raise StateError(f"container {self.name!r} is {self._status}: cannot {verb}",
-                             status=self._status)  # fmt: skip
+        status = self._shown()
+        if verb not in TRANSITIONS[status]:
+            raise StateError(f"container {self.name!r} is {status}: cannot {verb}",
+                             status=status)  # fmt: skip
+
+    def _shown(self) -> str:
+        return "paused" if self._paused and self._status == "running" else self._status
 
     def start(self) -> Container:
         """Set up the sandbox and execute the command.
@@ -229,6 +245,7 @@ class Container:
         if self._status == "running" and process is not None:
             if grace > 0 and self._heeds(_SIGTERM):
                 process.send_signal(_SIGTERM)
+                self._thaw()
                 self._await_end(grace)
             if self._status == "running":
                 process.kill()
@@ -323,10 +340,10 @@ class Container:
     # ------------------------------------------------------------ what it is
 
     def status(self) -> str:
-        """``"created"``, ``"running"`` or ``"stopped"``."""
+        """``"created"``, ``"running"``, ``"paused"`` or ``"stopped"``."""
         if self._status == "running":
             self._news()
-        return self._status
+        return self._shown()
 
     @property
     def pid(self) -> int | None:
@@ -384,10 +401,10 @@ class Container:
             reason=reason,
             usage=usage_of(process, ended),
             limits_hit=hit,
-            enforcement=dict(process.plan.enforcement),
+            enforcement={**dict(process.plan.enforcement), **self._updated},
             applied=dict(process.plan.applied),
         )
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""
-        return f"<nsbox.Container {self.name!r} {self._status}{where}>"
+        return f"<nsbox.Container {self.name!r} {self._shown()}{where}>"

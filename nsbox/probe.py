@@ -10,13 +10,14 @@ import shutil
 import stat
 from pathlib import Path
 
-from nsbox import cgroup
+from nsbox import hierarchy
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")
+_ATTACH_BPF = 1 << CAPABILITIES.index("BPF") | 1 << CAPABILITIES.index("NET_ADMIN")
 
 #: What a program of the host's needs to run; all of it is readable by everybody there.
 _SYSTEM = (
@@ -131,7 +132,7 @@ def _host(identity: tuple[object, ...]) -> Host:
     euid, egid = os.geteuid(), os.getegid()
     capabilities = int(_status("CapEff"), 16)
     initial = _in_initial_userns()
-    where = cgroup.find_parents()
+    where = hierarchy.find_parents()
     return Host(
         euid=euid,
         egid=egid,
@@ -144,6 +145,8 @@ def _host(identity: tuple[object, ...]) -> Host:
         hard_rlimits=_hard_rlimits(),
         controllers=where.controllers,
         cgroup_version=where.version,
+        cgroup2=bool(where.of("unified")),
+        attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
         net_sysctls=os.access("/proc/sys/net/ipv4/ping_group_range", os.W_OK),
         templates=os.environ.get("NSBOX_TEMPLATES") != "0",

@@ -17,8 +17,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox import _core, interrupts, launcher, probe, registry
-from nsbox.cgroup import Cgroup, CgroupStats, parents
+from nsbox.cgroup import Cgroup
 from nsbox.errors import CommandNotFound, SetupError, StateError
+from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
 from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nsbox.plan import Plan
+    from nsbox.usage import Tally
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
@@ -39,13 +41,16 @@ class Ended(NamedTuple):
     """How a payload ended, as the kernel told it to its parent.
 
     *returncode* is -n for signal n. *cpu_user* and *cpu_system* (seconds) count the whole
-    tree; *maxrss* (bytes) is the largest process.
+    tree; *maxrss* (bytes) is the largest process. *io_read* and *io_write* are bytes from and
+    to disks (ru_inblock and ru_oublock of getrusage(2)).
     """
 
     returncode: int
     cpu_user: float
     cpu_system: float
     maxrss: int
+    io_read: int
+    io_write: int
 
 
 class Injection(NamedTuple):
@@ -105,7 +110,7 @@ class Process:
         self.inject = Injection()
         self.started_at = time.monotonic()
         self.ended_at = 0.0
-        self.stats: CgroupStats | None = None
+        self.stats: Tally | None = None
         self._channel = channel
         self._waiters = 0
         self._released = False
@@ -169,10 +174,11 @@ class Process:
             code = told.status if told.code == _CLD_EXITED else -told.status
             self.ended_at = time.monotonic()
             if self.cgroup is not None:
-                self.stats = self.cgroup.stats()
+                self.stats = self.cgroup.tally()
             self._ended = Ended(
-                code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10
-            )
+                code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10,
+                record.inblock << 9, record.oublock << 9,
+            )  # fmt: skip
 
     def _lose(self) -> None:
         """Nobody is left to report: the kernel ends the child by its parent-death signal, and
@@ -249,6 +255,8 @@ class Process:
                 self.cgroup.kill()
             else:
                 self._kill_group()
+        if self.cgroup is not None:
+            self.cgroup.let_die()
 
     def _kill_group(self) -> None:
         """The payload leads a session, and so a group (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9)."""
@@ -414,15 +422,17 @@ def _host_steps(
                 raise OSError(inject.err, "injected")
             if isinstance(step, MakeCgroup):
                 where = parents()
-                parent.register(tuple(directory for _, directory in where.directories))
-                cgroup = Cgroup.create(parent.entry.name(), step.controllers, where)
+                parent.register(tuple(where.of(name) for name in step.controllers))
+                cgroup = Cgroup.make(parent.entry.name(), step.controllers, where)
                 undo.callback(cgroup.close)
             elif cgroup is not None:
                 cgroup.set(step.file, step.value)
         except BrokenPipeError as e:
             raise _LauncherGone from e
         except OSError as e:
-            raise setup_error(plan, index, e.errno or errno.EIO, call) from e
+            error = setup_error(plan, index, e.errno or errno.EIO, call)
+            error.hint = error.hint or getattr(e, "hint", "")
+            raise error from e
     return cgroup
 
 

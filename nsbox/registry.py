@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from nsbox import cgroup
+from nsbox import cgroupfs
 from nsbox.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _sweep(places: str, prefix: str) -> list[str]:
             continue
         for name in names:
             if name.startswith(prefix):
-                cgroup.remove_tree(f"{place}/{name}", time.monotonic() + 2)
+                cgroupfs.remove_tree(f"{place}/{name}", time.monotonic() + 2)
                 removed.append(f"{place}/{name}")
     return removed
 

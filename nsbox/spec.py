@@ -77,6 +77,36 @@ def container_path(value: Path, where: str) -> str:
     return "/" + "/".join(parts)
 
 
+_IO = {"rbps": 4096, "wbps": 4096, "riops": 1, "wiops": 1}  # key -> the least that is useful
+_DEVICE = re.compile(r"[1-9][0-9]{0,3}:[0-9]{1,7}", re.ASCII)
+
+
+def _io(value: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    """``Limits.io`` as pairs of device and pairs, which it may be already."""
+    try:
+        wanted = dict(value)
+        several = {device: dict(limits) for device, limits in wanted.items()}
+    except (TypeError, ValueError):
+        raise SpecError("io", 'must be a mapping such as {"/data": {"wbps": "1MiB"}}') from None
+    result = []
+    for device, limits in several.items():
+        name = text(device, "io")
+        where = f"io[{name!r}]"
+        if not _DEVICE.fullmatch(name):
+            name = host_path(name, where)
+            if any(c.isspace() for c in name):
+                raise SpecError(where, "contains white space: name the disk by MAJOR:MINOR")
+        if not limits or not set(limits) <= set(_IO):
+            raise SpecError(where, f"takes {', '.join(_IO)}")
+        pairs = []
+        for key, least in _IO.items():
+            if key in limits:
+                check = units.size_bytes if key.endswith("bps") else units.count
+                pairs.append((key, check(limits[key], f"{where}[{key!r}]", least=least)))
+        result.append((name, tuple(pairs)))
+    return tuple(result)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a sandbox may use. Sizes: int bytes or ``"256MiB"``.
@@ -85,9 +115,19 @@ class Limits:
 
     Attributes:
         memory: RAM with page cache, tmpfs and kernel memory (memory.max).
+        memory_high: beyond this it is slowed down and reclaimed from (memory.high; not on v1).
         swap: swap on top of *memory*, 0 when memory is limited (memory.swap.max).
         cpu: cores, as ``0.5`` or ``"500m"`` (cpu.max, of 100 ms).
+        cpu_weight: share of busy cores against its neighbours, 1 to 10000; 100 is everybody's
+            (cpu.weight; cpu.shares on v1).
+        cpuset: the CPUs that it may run on, as ``"0-2,5"`` (cpuset.cpus).
         pids: processes and threads (pids.max).
+        io: for each disk, what it may read and write in a second: ``{"/data": {"rbps": "10MiB",
+            "wbps": "1MiB", "riops": 100, "wiops": 50}}``. A disk is ``"MAJOR:MINOR"``, its
+            device file, or anything on a file system that is on it (io.max;
+            blkio.throttle.* on v1).
+        net_priority: of its packets, for queueing disciplines (``SO_PRIORITY``, socket(7)),
+            whatever it asks for itself; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
         disk: bytes of the writable tmpfs at /tmp.
@@ -104,7 +144,7 @@ class Limits:
     cpu_weight: int | None = None
     cpuset: str | None = None
     pids: int | None = None
-    io: Any = field(default=None, hash=False)
+    io: Any = None
     wall: float | None = None
     cpu_time: float | None = None
     output: units.Size | None = None
@@ -124,8 +164,13 @@ class Limits:
             raise SpecError("swap", "needs memory=, which it comes on top of")
         if self.cpu is not None:
             put(self, "cpu", units.cores(self.cpu, "cpu"))
+        if self.cpuset is not None:
+            put(self, "cpuset", units.cpus(self.cpuset, "cpuset"))
+        if self.io is not None:
+            put(self, "io", _io(self.io))
         for name, floor, most in (("pids", 1, 1 << 22), ("inodes", 16, 1 << 40),
-                                  ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000)):  # fmt: skip
+                                  ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000),
+                                  ("net_priority", 0, (1 << 32) - 1)):  # fmt: skip
             if (number := getattr(self, name)) is not None:
                 units.count(number, name, least=floor, most=most)
         for name in ("wall", "cpu_time"):

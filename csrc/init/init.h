@@ -52,6 +52,8 @@ static inline void nsb_record_wait(struct nsb_record *record, const siginfo_t *i
 	record->stime_us =
 		(uint64_t)usage->ru_stime.tv_sec * 1000000 + (uint64_t)usage->ru_stime.tv_usec;
 	record->maxrss_kib = (uint64_t)usage->ru_maxrss;
+	record->inblock = (uint64_t)usage->ru_inblock;
+	record->oublock = (uint64_t)usage->ru_oublock;
 }
 
 #endif

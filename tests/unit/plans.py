@@ -33,6 +33,7 @@ USER: dict[str, Any] = {
     "capabilities": 0,
     "privileged": False,
     "maps_ids": False,
+    "attaches_bpf": False,
     "system": SYSTEM,
     "devices": DEVICES,
 }

@@ -24,6 +24,7 @@ from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
 from nsbox.steps import (
     Clone3,
+    EnterCgroup,
     IdMap,
     LauncherNet,
     MakeCgroup,
@@ -574,8 +575,8 @@ def test_capabilities_of_a_user_are_ambient_and_inheritable(profile: str) -> Non
 
 LIMITS: dict[str, Any] = {
     "memory": "64MiB", "memory_high": "32MiB", "cpu": 0.5, "cpu_weight": 50, "cpuset": "0",
-    "pids": 7, "io": (("8:0", 1),), "wall": 5, "cpu_time": 5, "output": "1K", "disk": "8MiB",
-    "inodes": 99, "nofile": 33, "net_priority": 3,
+    "pids": 7, "io": {"8:0": {"rbps": "1MiB"}}, "wall": 5, "cpu_time": 5, "output": "1K",
+    "disk": "8MiB", "inodes": 99, "nofile": 33, "net_priority": 3,
 }  # fmt: skip
 WATCHED = {"wall", "output"}  # by whoever waits: no step enforces them
 
@@ -610,7 +611,47 @@ def test_limits_are_cgroup_v2_files_and_values() -> None:
         ("memory.max", "67108864"), ("memory.swap.max", "1048576"), ("memory.oom.group", "1"),
         ("pids.max", "8"), ("cpu.max", "25000 100000"),
     ]  # fmt: skip
-    assert dict(plan.enforcement)["memory"] == "cgroup v1 memory.max"
+    assert dict(plan.enforcement)["memory"] == "cgroup v1 memory.limit_in_bytes"
+
+
+def test_the_newer_limits_are_files_and_values_too() -> None:
+    limits = Limits(memory_high="32MiB", cpu_weight=50, cpuset="2,0-1",
+                    io={"8:0": {"wbps": "1MiB", "riops": 9}}, net_priority=6)  # fmt: skip
+    plan = plan_of("root, v2", limits=limits, profile="none")
+    assert [(s.file, s.value) for s in plan.steps if isinstance(s, SetLimit)] == [
+        ("memory.high", "33554432"), ("cpu.weight", "50"), ("cpuset.cpus", "0-2"),
+        ("io.max", "8:0 wbps=1048576 riops=9"), ("bpf.priority", "6"),
+    ]  # fmt: skip
+    assert dict(plan.enforcement)["io"] == "cgroup v2 io.max"
+
+
+def test_a_priority_puts_the_child_into_cgroup_v2_on_v1_as_well() -> None:
+    plan = plan_of("root, v1", limits=Limits(net_priority=6, pids=5))
+    assert plan.clone.into_cgroup
+    assert Slot("cgroup", "v2") in plan.passed
+    assert {s.slot.key for s in plan.steps if isinstance(s, EnterCgroup)} == {
+        "memory", "pids", "cpu",
+    }  # fmt: skip
+    assert not plan_of("root, v1", limits=Limits(pids=5)).clone.into_cgroup
+
+
+def test_what_v1_does_not_have_is_refused_there_only() -> None:
+    limits = Limits(memory_high="32MiB")
+    with pytest.raises(Unavailable, match=r"limits\.memory_high: memory\.high is of cgroup v2"):
+        plan_of("root, v1", limits=limits)
+    assert dict(plan_of("root, v2", limits=limits).enforcement)["memory_high"]
+
+
+def test_a_limit_of_v1_is_enforced_by_the_file_of_v1() -> None:
+    limits = Limits(cpu=1, cpu_weight=7, io={"8:0": {"rbps": "1MiB", "wiops": 3}}, swap=0,
+                    memory="8MiB")  # fmt: skip
+    assert dict(plan_of("root, v1", profile="none", limits=limits).enforcement) == {
+        "memory": "cgroup v1 memory.limit_in_bytes",
+        "swap": "cgroup v1 memory.memsw.limit_in_bytes",
+        "cpu": "cgroup v1 cpu.cfs_quota_us",
+        "cpu_weight": "cgroup v1 cpu.shares",
+        "io": "cgroup v1 blkio.throttle.read_bps_device, blkio.throttle.write_iops_device",
+    }
 
 
 def test_what_only_a_profile_wants_degrades_and_says_so() -> None:
