@@ -13,11 +13,10 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import enter, interrupts, probe, watch
+from nsbox import enter, interrupts, nslist, probe, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
-from nsbox.namespace import kill_members
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
@@ -195,7 +194,7 @@ class Container:
             self._wall.cancel()
         self._process.close()
         if self._members:
-            kill_members("mnt", self._members)
+            nslist.kill_members("mnt", self._members)
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()

@@ -25,6 +25,8 @@ class Host:
         hard_rlimits: (name, hard limit) of the caller, which only CAP_SYS_RESOURCE may exceed.
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
+        helpers: newuidmap and newgidmap are installed.
+        exec_enters_time: a time namespace that was unshared is entered by execve (Linux 6.3).
         spare_net: the launcher may make network namespaces ahead.
     """
 
@@ -39,6 +41,8 @@ class Host:
     hard_rlimits: tuple[tuple[str, int], ...] = ()
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
+    helpers: bool = False
+    exec_enters_time: bool = True
     spare_net: bool = True
 
     @functools.cached_property

@@ -35,9 +35,10 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "steps plan profile build mounts creds compile",
-    4: "cgroup registry launcher probe interrupts",
-    5: "process templates watch result streams sandbox converse command popen namespace enter",
+    3: "steps plan profile build idmap mounts creds compile",
+    4: "cgroup registry launcher probe interrupts syscalls pins",
+    5: "nslist process templates watch result streams sandbox converse command popen namespace "
+    "enter",
     6: "container",
     7: "podspec pod",
     8: "workloads kube executor pool aio cli",
