@@ -163,6 +163,7 @@ def _add_members(every: _All) -> None:
 def _add_holders(every: _All) -> dict[tuple[str, int], str]:
     """Those of descriptors, and where each can be opened."""
     where: dict[tuple[str, int], str] = {}
+    nsfs = os.stat("/proc/self/ns/net").st_dev
     for pid in pids():
         try:
             names = os.listdir(f"/proc/{pid}/fd")
@@ -170,17 +171,30 @@ def _add_holders(every: _All) -> dict[tuple[str, int], str]:
             continue
         for name in names:
             path = f"/proc/{pid}/fd/{name}"
-            try:
-                match = _LINK.fullmatch(os.readlink(path))
-            except OSError:
-                continue
-            if match and match[1] in NAMESPACES:
-                key = (match[1], int(match[2]))
+            key = _held_by(path, nsfs)
+            if key is not None:
                 found = every.setdefault(key, _Found())
                 if pid not in found.members and pid not in found.holders:
                     found.holders.append(pid)
                 where[key] = path
     return where
+
+
+def _held_by(path: str, nsfs: int) -> tuple[str, int] | None:
+    """By device: the link of a descriptor that was opened by a pin says only the pin's path."""
+    try:
+        status = os.stat(path)
+        if status.st_dev != nsfs:
+            return None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return kind_of(fd), os.fstat(fd).st_ino
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def _add_pins(every: _All) -> dict[tuple[str, int], str]:

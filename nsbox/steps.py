@@ -455,7 +455,7 @@ class Pair:
     def describe(self) -> str:
         if self.opcode is Opcode.SYMLINK:
             return f"{self.second} -> {self.first}"
-        return f"{self.first}={self.second}"
+        return f"{self.first}={self.second.strip()}".replace("\n", ", ")
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
         return Op(pool.text(self.first), pool.text(self.second))

@@ -78,8 +78,6 @@ def _expected() -> dict[str, int]:
     values |= {f"CAP_{name}": number for number, name in enumerate(names.CAPABILITIES)}
     values |= {f"RLIMIT_{name.upper()}": number for name, number in names.RLIMITS.items()}
     values |= {f"__NR_{name}": syscalls.number_of(name) for name in syscalls.NUMBERS}
-    values |= {f"{'UMOUNT' if flag.name == 'NOFOLLOW' else 'MNT'}_{flag.name}": int(flag)
-               for flag in syscalls.UmountFlag}  # fmt: skip
     tree = {"EMPTY_PATH": "AT", "RECURSIVE": "AT", "NO_AUTOMOUNT": "AT"}
     values |= {f"{tree.get(str(flag.name), 'OPEN_TREE')}_{flag.name}": int(flag)
                for flag in syscalls.OpenTreeFlag}  # fmt: skip
@@ -126,6 +124,22 @@ def test_every_constant_is_the_compiler_s(compiled: dict[str, int]) -> None:
     assert len(expected) > 150
     wrong = {n: (v, compiled[n]) for n, v in expected.items() if compiled[n] != v}
     assert wrong == {}, "name: (Python's, the compiler's)"
+
+
+def test_flags_of_umount_are_the_compiler_s(tmp_path: Path) -> None:
+    """sys/mount.h has them, which does not go together with the kernel's own header."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    checks = "".join(
+        f"_Static_assert({'UMOUNT' if flag.name == 'NOFOLLOW' else 'MNT'}_{flag.name} == "
+        f'{int(flag)}, "{flag.name}");'
+        for flag in syscalls.UmountFlag
+    )
+    source = tmp_path / "umount.c"
+    for text, good in ((checks, True), (checks.replace("== 2", "== 3"), False)):
+        source.write_text(f"#include <sys/mount.h>\n{text}")
+        done = subprocess.run(["gcc", "-fsyntax-only", str(source)], stderr=subprocess.DEVNULL)
+        assert (done.returncode == 0) is good
 
 
 def test_unlimited_is_the_compiler_s(compiled: dict[str, int]) -> None:
