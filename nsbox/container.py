@@ -103,6 +103,7 @@ class Container:
         self._ended: Ended | None = None
         self._verdict = Verdict()
         self._members = 0
+        self._box = ""  # its name beyond its pod
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
@@ -137,6 +138,7 @@ class Container:
                 raise
             self._status = "running"
             self._members = self._known_by_mounts()
+            nslist.boxes[self._process.pid] = self._box or self.name
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -193,6 +195,7 @@ class Container:
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()
+        nslist.boxes.pop(self._process.pid, None)
         if self._members:
             nslist.kill_members("mnt", self._members)
         for sink in self._sinks:

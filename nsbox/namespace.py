@@ -225,8 +225,9 @@ class Namespace:
             FileExistsError: something is there already.
             Unavailable: the caller may not mount (CAP_SYS_ADMIN).
             SpecError: a name for another kind than net.
-            OSError: the kernel refused: a mnt namespace is not to be pinned on a mount that
-                propagates into it (EINVAL).
+            OSError: the kernel refused. A mnt namespace can only be pinned in an older one, on a
+                mount that does not propagate into it (EINVAL); Linux 6.18 numbers them for each
+                CPU, and so at times takes a newer one for an older.
         """
         try:
             made = pins.make(self.fileno(), self.kind, where)
