@@ -265,6 +265,12 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int time
 	return 1;
 }
 
+/* Any system call, for nsbox.syscalls: in the caller's own process. */
+long nsb_raw(long nr, long a, long b, long c, long d, long e)
+{
+	return nsb_syscall(nr, a, b, c, d, e, 0);
+}
+
 /*
  * What a path, and "the caller's namespace", mean to the calling thread: ids, root directory
  * and namespaces. A thread that moved itself gets another launcher.

@@ -181,6 +181,7 @@ int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsig
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms);
+long nsb_raw(long nr, long a, long b, long c, long d, long e);
 int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */
 

@@ -81,12 +81,17 @@ _WHERE = {
     "run": "command",
 }
 
+#: Modules that are used by their name.
+_MODULES = ("namespace", "syscalls")
+
 DEVNULL, PIPE, STDOUT = -3, -1, -2  # subprocess's, without importing it
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"nsbox.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'nsbox' has no attribute {name!r}")
     value = getattr(import_module(f"nsbox.{_WHERE[name]}"), name)

@@ -107,6 +107,19 @@ def view() -> bytes:
     return bytes(_ffi.buffer(numbers))
 
 
+def raw_syscall(number: int, *args: int | bytes | None) -> int:
+    """Any system call of at most five arguments; bytes are passed by address, with a NUL behind.
+
+    Raises:
+        OSError: the kernel's answer.
+    """
+    held = [_ffi.new("char[]", arg) if isinstance(arg, bytes) else arg for arg in args]
+    words = [int(_ffi.cast("intptr_t", arg)) if isinstance(was, bytes) else arg or 0
+             for arg, was in zip(held, args, strict=True)]  # fmt: skip
+    words += [0] * (5 - len(words))
+    return _check(int(_lib.nsb_raw(number, *words)))
+
+
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 

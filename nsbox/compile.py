@@ -15,8 +15,10 @@ from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
     JOIN,
+    TIME,
     Clone3,
     EnterCgroup,
+    IdMap,
     LauncherNet,
     MakeCgroup,
     MakeDirs,
@@ -35,6 +37,8 @@ from nsbox.steps import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from nsbox.steps import Step
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
@@ -52,6 +56,8 @@ def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str,
             wanted.insert(0, "user")
         if spec.net == "host":
             wanted = [kind for kind in wanted if kind != "net"]
+    if spec.time_offsets and "time" not in wanted:
+        wanted.append("time")
     if not host.privileged and "user" not in wanted and "user" not in join and wanted:
         raise Unavailable(
             "namespaces", f"{', '.join(wanted)} need CAP_SYS_ADMIN",
@@ -98,7 +104,7 @@ def _add_clone(build: Build) -> None:
     flags = Clone(0)
     for kind in build.new:
         copied = kind == "mnt" and build.template and not build.in_userns
-        later = (kind == "cgroup" and in_cgroup) or copied
+        later = (kind == "cgroup" and in_cgroup) or copied or kind == "time"
         flags |= Clone(0) if later else NAMESPACES[kind]
     if _launcher_net(build):
         build.add(LauncherNet("net"))
@@ -138,6 +144,11 @@ def _add_id_map(build: Build) -> None:
         build.flags |= PlanFlag.DENY_SETGROUPS
 
 
+def _pass_joined(build: Build) -> None:
+    if set(build.join) - {"time"}:
+        build.pass_slot(*JOIN)
+
+
 def _add_setns(build: Build, kinds: Iterable[str]) -> None:
     flags = Clone(0)
     for kind in kinds:
@@ -152,26 +163,41 @@ def _add_joins(build: Build) -> None:
         # It is seen by strangers, who could stop it, and with it who waits for its memory.
         build.flags |= PlanFlag.FORK
         if build.profile.oom_score_adj:
-            _add_early_oom_score(build, build.profile.oom_score_adj)
+            score = str(build.profile.oom_score_adj)
+            build.add(*_own_proc_file("oom_score_adj", score, "profile"))
     _add_setns(build, (kind for kind in build.join if kind not in _LATE))
 
 
 def _add_late_joins(build: Build) -> None:
     """By the child: in the cgroup namespace CLONE_INTO_CGROUP would not see where it comes
     from, and a time namespace is only entered with a memory of one's own."""
-    _add_setns(build, (kind for kind in build.join if kind in _LATE))
+    if "cgroup" in build.join:
+        _add_setns(build, ("cgroup",))
     if "time" in build.join:
         build.flags |= PlanFlag.FORK
+        build.add(Setns(build.pass_slot(*TIME), Clone.NEWTIME, "namespaces"))
 
 
-def _add_early_oom_score(build: Build, score: int) -> None:
-    """What is dumpable for a moment must not be seen by others: the joiner is not."""
-    build.add(
-        Number(Opcode.DUMPABLE, "dumpable", "1, to own its /proc files", 1, "profile"),
-        Options(Opcode.PROCFS, "procfs", (), 0, "profile", int(OpFlag.AS_IS)),
-        Pair(Opcode.SYSCTL, "sysctl", "self/oom_score_adj", str(score), "profile"),
-        Number(Opcode.DUMPABLE, "dumpable", "0", 0, "profile"),
-    )
+def _add_time(build: Build) -> None:
+    """Offsets can be written as long as nobody is in it: the execve that follows enters."""
+    if not build.has_new("time"):
+        return
+    build.flags |= PlanFlag.FORK
+    build.add(Unshare(Clone.NEWTIME, "namespaces"))
+    text = "".join(f"{clock} {ns // 10**9} {ns % 10**9}\n"
+                   for clock, ns in build.spec.time_offsets)  # fmt: skip
+    if text:
+        build.add(*_own_proc_file("timens_offsets", text, "time_offsets"))
+
+
+def _own_proc_file(name: str, value: str, source: str) -> list[Step]:
+    """Writes /proc/self/NAME while the caller's /proc is in view: nobody hostile sees it so."""
+    return [
+        Number(Opcode.DUMPABLE, "dumpable", "1, to own its /proc files", 1, source),
+        Options(Opcode.PROCFS, "procfs", (), 0, source, int(OpFlag.AS_IS)),
+        Pair(Opcode.SYSCTL, "sysctl", f"self/{name}", value, source),
+        Number(Opcode.DUMPABLE, "dumpable", "0", 0, source),
+    ]
 
 
 def _port_sysctls(build: Build) -> list[tuple[str, str]]:
@@ -329,6 +355,7 @@ def _set_up(build: Build) -> None:
     _add_clone(build)
     _enter_cgroup(build)
     _add_late_joins(build)
+    _add_time(build)
     if build.template and not build.in_userns:
         slot = build.pass_slot("mntns", "template")
         build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
@@ -364,8 +391,10 @@ def compile_spec(
     """
     build = _start(spec, host, join, join_map)
     build.template = template and mounts.fits_template(build)
-    if join:
-        build.pass_slot(*JOIN)
+    _pass_joined(build)
+    if build.has_new("time") and not host.exec_enters_time:
+        raise Unavailable("time namespace", "needs Linux 6.3, where execve(2) enters it",
+                          alternatives=('Namespace.create("time").run()',))  # fmt: skip
     _set_up(build)
     memory = build.spec.limits.memory
     binds = any(mount.kind == "bind" for mount in build.spec.mounts)
@@ -392,8 +421,7 @@ def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) 
     build.passed += [slot for slot in inside.passed if slot.kind == "cgroup"]
     if build.passed:
         build.enforcement.update(inside.enforcement)
-    if build.join:
-        build.pass_slot(*JOIN)
+    _pass_joined(build)
     build.flags |= PlanFlag.FORK  # into a memory cgroup that may be full
     _add_joins(build)
     _add_clone(build)
@@ -472,10 +500,16 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     return _finish_pause(build, "holds what the pod shares", "pod")
 
 
-def compile_holder(spec: Spec, host: Host) -> Plan:
-    """The plan of a process that only is: a member of the new namespaces of *spec*."""
-    build = _start(spec, host)
+def compile_holder(spec: Spec, host: Host, maps: IdMap | None = None) -> Plan:
+    """The plan of a process that only is: a member of the new namespaces of *spec*.
+
+    Args:
+        maps: of its user namespace, if the caller says them.
+    """
+    build = _start(spec, host, (), maps.kind if maps else "")
+    build.maps = maps
     _add_clone(build)
+    _add_time(build)
     if build.has_new("mnt"):
         build.add(mounts_private("namespaces"))
     creds.become_setup_ids(build)

@@ -13,12 +13,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import enter, interrupts, probe, watch
+from nsbox import enter, interrupts, nslist, probe, watch
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
-from nsbox.namespace import kill_members
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
@@ -116,6 +115,7 @@ class Container(Control):
         self._updated: dict[str, str] = {}
         self._verdict = Verdict()
         self._members = 0
+        self._box = ""  # its name beyond its pod
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
@@ -154,6 +154,7 @@ class Container(Control):
                 raise
             self._status = "running"
             self._members = self._known_by_mounts()
+            nslist.boxes[self._process.pid] = self._box or self.name
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -210,8 +211,9 @@ class Container(Control):
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()
+        nslist.boxes.pop(self._process.pid, None)
         if self._members:
-            kill_members("mnt", self._members)
+            nslist.kill_members("mnt", self._members)
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()

@@ -71,6 +71,8 @@ def check_same_id(build: Build, base: Spec) -> None:
 def id_map_step(build: Build) -> IdMap:
     """What is written to /proc/PID/uid_map, and by whom."""
     host = build.host
+    if build.maps is not None:
+        return build.maps
     if build.id_map != "single":
         whole = ((0, None, SLOT_IDS),)
         return IdMap(whole, whole, "newuidmap" if build.id_map == "range" else "launcher", "user")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nsbox.streams import Stdio
 
 _MOST_PLANS = 64
+_OF_PROC = {"root": ("root", os.O_PATH), "nsfd": ("ns/time", os.O_RDONLY)}
 #: A sandbox that dies under a joiner: its pid namespace takes nobody any more, or it is gone.
 _ENDING = (errno.ESRCH, errno.ENOMEM, errno.ENOENT, errno.ECANCELED, errno.ENODEV, errno.EINVAL)
 
@@ -93,8 +94,9 @@ def enter(
         try:
             descriptors = _descriptors(target, undo, pidfd)
             for slot in plan.passed:
-                if slot.kind == "root":
-                    fd = os.open(f"/proc/{target.pid}/root", os.O_PATH | os.O_CLOEXEC)
+                if slot.kind in _OF_PROC:
+                    name, how = _OF_PROC[slot.kind]
+                    fd = os.open(f"/proc/{target.pid}/{name}", how | os.O_CLOEXEC)
                     undo.callback(os.close, fd)
                     descriptors[slot] = fd
             descriptors.update((Slot("stdio", n), fd) for n, fd in stdio.theirs.items())

@@ -233,11 +233,9 @@ def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
         build.add(Attach(bound, "/proc", "proc", make))
         build.applied["proc"] = "the caller's, bound: no pid namespace"
         return
-    options: tuple[tuple[str, str], ...] = ()
-    if kind == "pids":
-        options = (("subset", "pid"), ("hidepid", "invisible"))
-    if "pid" in build.join:
-        options = options[:1]  # who shares their processes wants to see them, whoever they are
+    options: tuple[tuple[str, str], ...] = (("subset", "pid"),) if kind == "pids" else ()
+    if kind == "pids" and "pid" not in build.join:  # who shares them wants to see all
+        options += (("hidepid", "invisible"),)
     attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
     build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
     build.applied["proc"] = kind

@@ -128,6 +128,15 @@ NAMESPACES: dict[str, Clone] = {
 }
 
 
+class NsGet(enum.IntEnum):
+    """``NS_GET_*``, the questions of ioctl_ns(2)."""
+
+    USERNS = 0xB701
+    PARENT = 0xB702
+    NSTYPE = 0xB703
+    OWNER_UID = 0xB704
+
+
 class MountAttr(enum.IntFlag):
     """``MOUNT_ATTR_*`` of mount_setattr(2)."""
 

@@ -14,7 +14,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import probe, watch
+from nsbox import nslist, probe, watch
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
@@ -246,6 +246,7 @@ class Pod:
                          profile="standard" if self._id_map == "range" else "strict")  # fmt: skip
         null = dev_null()
         self._pause = spawn(compile_pause(spec, host), {Slot("stdio", n): null for n in range(3)})
+        nslist.boxes[self._pause.pid] = f"{self.name}/pause"
         watch.get().add(self._pause.fileno(), self._pause_news)
         self._note("SandboxCreated", message=f"pause runs as {self._pause.pid}")
 
@@ -269,6 +270,7 @@ class Pod:
             if self._stopping or self._pause is None:
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
             current._join = (kinds, self._pause.pidfd, self._id_map)
+            current._box = f"{self.name}/{container.name}"
             current._on_end = lambda: self._ended(container, current)
             if container._current is not None:
                 container._log = container._current.logs()
@@ -443,6 +445,7 @@ class Pod:
             pause, self._pause = self._pause, None
         if pause is None:
             return
+        nslist.boxes.pop(pause.pid, None)
         watch.get().remove(pause.fileno())
         try:
             pause.send_signal(15)

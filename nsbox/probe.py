@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import resource
 import shutil
 import stat
@@ -108,6 +109,10 @@ def _devices() -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+
 def _hard_rlimits() -> tuple[tuple[str, int], ...]:
     result = []
     for name, number in RLIMITS.items():
@@ -140,6 +145,8 @@ def _host(identity: tuple[object, ...]) -> Host:
         privileged=bool(capabilities >> _SYS_ADMIN & 1),
         maps_ids=initial and bool(capabilities >> _SETUID & 1),
         subids=initial and euid != 0 and _has_subids(euid),
+        helpers=bool(helper("newuidmap") and helper("newgidmap")),
+        exec_enters_time=_kernel() >= (6, 3),
         system=_system(),
         devices=_devices(),
         hard_rlimits=_hard_rlimits(),

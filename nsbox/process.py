@@ -527,8 +527,8 @@ def _run_newidmaps(step: IdMap, pid: int) -> str:
         if path is None or found is None:
             return name
         words = [path, str(pid)]
-        for inside, _, count in lines:
-            words += [str(inside), str(found[0]), str(count)]
+        for inside, outside, count in lines:
+            words += [str(inside), str(found[0] if outside is None else outside), str(count)]
         null = dev_null()
         helper = spawn(compile_helper(tuple(words)), {Slot("stdio", n): null for n in range(3)})
         try:

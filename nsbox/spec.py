@@ -307,6 +307,7 @@ class Spec:
     rlimits: tuple[tuple[str, int, int], ...] = ()
     pass_fds: tuple[int, ...] = ()
     best_effort: bool = False
+    time_offsets: tuple[tuple[str, int], ...] = ()
 
     def __hash__(self) -> int:
         """Of every field, worked out once: specs are the keys of caches on the spawn path."""
@@ -357,9 +358,8 @@ def _namespaces(names: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     wanted = _several(names, "namespaces")
     for name in wanted:
-        if not isinstance(name, str) or name not in NAMESPACES or name == "time":
-            known = ", ".join(n for n in NAMESPACES if n != "time")
-            raise SpecError("namespaces", f"{name!r} is none of {known}")
+        if not isinstance(name, str) or name not in NAMESPACES:
+            raise SpecError("namespaces", f"{name!r} is none of {', '.join(NAMESPACES)}")
     return tuple(name for name in NAMESPACES if name in wanted)
 
 
@@ -447,6 +447,23 @@ def _root(root: Any) -> Rootfs:
     return root
 
 
+def _time_offsets(offsets: Mapping[str, float] | None) -> tuple[tuple[str, int], ...]:
+    """Clock -> nanoseconds that it is ahead, in the order of the kernel."""
+    if not isinstance(offsets, (Mapping, type(None))):
+        raise SpecError("time_offsets", "must be a mapping of clocks to seconds")
+    result = []
+    for clock, value in (offsets or {}).items():
+        where = f"time_offsets[{clock!r}]"
+        if clock not in ("monotonic", "boottime"):
+            raise SpecError(where, "the clocks are monotonic and boottime")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SpecError(where, f"{value!r} is not a number of seconds")
+        if not abs(value) < 1 << 32:  # nan is none of them
+            raise SpecError(where, f"{value!r} is more than 136 years")
+        result.append((clock, round(value * 10**9)))
+    return tuple(result)
+
+
 def make_spec(
     args: Any,
     *,
@@ -468,6 +485,7 @@ def make_spec(
     rlimits: Mapping[str, Any] | None = None,
     pass_fds: Sequence[int] = (),
     best_effort: bool = False,
+    time_offsets: Mapping[str, float] | None = None,
 ) -> Spec:
     """A checked ``Spec`` of ``run()``'s keywords.
 
@@ -507,6 +525,7 @@ def make_spec(
             units.count(fd, "pass_fds", most=1023) for fd in _several(pass_fds, "pass_fds")
         ),
         best_effort=bool(best_effort),
+        time_offsets=_time_offsets(time_offsets),
     )
 
 

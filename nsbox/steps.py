@@ -39,6 +39,8 @@ class Slot(NamedTuple):
 
 #: The process whose namespaces are joined.
 JOIN = Slot("pidfd", "join")
+#: The time namespace that is joined: no pidfd stands for one that its process is not yet in.
+TIME = Slot("nsfd", "time")
 
 
 class Pool:
@@ -159,10 +161,18 @@ class IdMap:
 
     @property
     def kind(self) -> str:
-        """As ``Build.id_map`` has it."""
-        if self.by == "newuidmap":
-            return "range"
-        return "slot" if self.needs_slot() else "single"
+        """As ``Build.id_map`` has it; "explicit": of lines that have no 0 to be for set-up."""
+        if any(outside is None for _, outside, _ in self.uids):
+            return "range" if self.by == "newuidmap" else "slot"
+        if len(self.uids) == 1 and self.uids[0][2] == self.gids[0][2] == 1:
+            return "single"
+        zero = all(any(line[0] == 0 for line in lines) for lines in (self.uids, self.gids))
+        return "range" if zero else "explicit"
+
+    @property
+    def first_user(self) -> int:
+        """The lowest id inside: 0 where it is mapped."""
+        return min(inside for inside, _, _ in self.uids)
 
     def needs_slot(self) -> bool:
         return self.by == "launcher" and any(outside is None for _, outside, _ in self.uids)
@@ -475,7 +485,7 @@ class Pair:
     def describe(self) -> str:
         if self.opcode is Opcode.SYMLINK:
             return f"{self.second} -> {self.first}"
-        return f"{self.first}={self.second}"
+        return f"{self.first}={self.second.strip()}".replace("\n", ", ")
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
         return Op(pool.text(self.first), pool.text(self.second))

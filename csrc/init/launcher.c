@@ -8,6 +8,7 @@
  */
 #include "init.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -71,11 +72,6 @@ static int keep(int fd)
 
 	sys_close(fd);
 	return high;
-}
-
-static int keep_if(long fd)
-{
-	return fd < 0 ? -1 : keep((int)fd);
 }
 
 /* Taken out of epoll by hand: a child may hold a copy, for which it would go on reporting. */
@@ -198,13 +194,10 @@ static int receive(void)
 
 static bool more_waiting(void)
 {
-	struct {
-		int fd;
-		short events, revents;
-	} control = { NSB_FD_CONTROL, EPOLLIN, 0 };
+	struct pollfd control = { .fd = NSB_FD_CONTROL, .events = POLLIN };
 	struct timespec now = { 0, 0 };
 
-	return nsb_sys5(__NR_ppoll, &control, 1, &now, 0, 0) > 0 && control.revents & EPOLLIN;
+	return nsb_sys5(__NR_ppoll, &control, 1, &now, 0, 0) > 0 && control.revents & POLLIN;
 }
 
 /* Descriptors ran out: a child that cannot be watched must not live. */
@@ -229,7 +222,7 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	struct nsb_record record = { .kind = NSB_SPAWNED, .pid = spawn->pid };
 	struct child *child = &children[i];
 	const char *call = "";
-	int err = 0;
+	int err = 0, mounts = -1;
 
 	child->pidfd = keep(spawn->pidfd);
 	child->channel = keep(channel);
@@ -249,8 +242,8 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	watch(child->pidfd, EPOLLIN, FROM_CHILD, i);
 	watch(child->channel, 0, FROM_CHANNEL, i);
 	if (spawn->share && in_use < MOST_HELD)
-		child->mounts =
-			keep_if(nsb_sys3(__NR_ioctl, child->pidfd, PIDFD_GET_MNT_NAMESPACE, 0));
+		mounts = (int)nsb_sys3(__NR_ioctl, child->pidfd, PIDFD_GET_MNT_NAMESPACE, 0);
+	child->mounts = mounts < 0 ? -1 : keep(mounts);
 	if (plan->flags & NSB_PLAN_INIT || err < 0)
 		drop(&child->go);
 	else if (!spawn->share)

@@ -73,13 +73,6 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 	spawn->pidfd = pidfd;
 }
 
-static void close_own(int *fd)
-{
-	if (*fd >= 0)
-		sys_close(*fd);
-	*fd = -1;
-}
-
 /*
  * Shares the launcher's memory always, so that it learns the child's pid; dies at once. The
  * child may be born among processes that are hostile. They cannot look into it, for it is not
@@ -96,12 +89,14 @@ static int joiner_main(void *arg)
 	sys_close_range(NSB_FD_LOCK, NSB_FD_OWNER, 0);
 	sys_close(NSB_FD_EPOLL);
 	if (!(cx->plan->flags & NSB_PLAN_INIT)) {
-		close_own(&cx->exe);
-		close_own(&cx->plan_fd);
+		sys_close(cx->exe);
+		sys_close(cx->plan_fd);
+		cx->exe = cx->plan_fd = -1;
 	}
 	if (!enter_net(spawn) || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
 		return 0;
-	close_own(&cx->proc);
+	sys_close(cx->proc);
+	cx->proc = -1;
 	clone_child(spawn, CLONE_PARENT);
 	return 0;
 }

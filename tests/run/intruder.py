@@ -75,11 +75,16 @@ def seize(pid):
     quietly(os.waitpid, pid, WALL)
 
 
+def newest_pid():
+    with open("/proc/loadavg") as file:
+        return int(file.read().split()[4])
+
+
 def main():
     me, known = os.getpid(), 0
     print("ready", flush=True)
     while not select.select([0], [], [], 0)[0]:
-        newest = int(open("/proc/loadavg").read().split()[4]) if FULL else known
+        newest = newest_pid() if FULL else known
         pids = {int(n) for n in os.listdir("/proc") if n.isdigit()} | set(range(known, newest + 8))
         for pid in sorted(pids - {me, 0, 1}):
             if os.path.exists(f"/proc/{pid}/stat"):
