@@ -755,6 +755,7 @@ def test_more_than_a_plan_can_hold_is_refused_by_field(
         pytest.param({"proc": "none"}, False, id="a user namespace without a procfs"),
         pytest.param({"namespaces": ["user", "mnt"]}, False, id="a user namespace, not pid"),
         pytest.param({"root": Rootfs.dir("/srv", ro=False)}, False, id="what would be made in it"),
+        pytest.param({"time_offsets": {"boottime": 1}}, False, id="offsets in a user namespace"),
         pytest.param({"namespaces": ["mnt"], "mounts": [Mount.proc("/p")]}, False, id="mounts"),
         pytest.param({"namespaces": ["mnt"], "root": Rootfs.inherit()}, False, id="inherited"),
         pytest.param(
