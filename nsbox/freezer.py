@@ -18,6 +18,7 @@ Directories = dict[str, str]
 
 _ROUNDS = 1000
 _PATIENT_ROUNDS = 20
+_TURNS_UNTIL_THAWED = 25
 
 
 def directory(directories: Directories, version: int) -> str:
@@ -53,7 +54,13 @@ def freeze(directories: Directories, version: int, timeout: float) -> None:
         others = [one for key, one in directories.items() if one != place]
         if others:
             _gather(place, others, directories.get("pids", ""), deadline)
+        turn = 0
         while not _stands_still(place):
+            turn += 1
+            if _is_v1(place):  # it can stay FREEZING for ever, unless it is told again
+                if turn % _TURNS_UNTIL_THAWED == 0:
+                    _ask(place, False)
+                _ask(place, True)
             if time.monotonic() > deadline:
                 raise TimeoutError(errno.ETIMEDOUT, f"a process does not stop within {timeout} s: "
                                    "it waits for the kernel", place)  # fmt: skip

@@ -163,6 +163,18 @@ def _rank(controller: str) -> int:
     return order.index(controller)
 
 
+def _has_room(directory: str) -> bool:
+    """v2: whether children can have controllers and processes: there are none in itself.
+
+    To be asked first: with processes in it, pids and cpu could be enabled all the same, and then
+    nobody can enter its children ("domain invalid"). The root is free of that rule.
+    """
+    if not os.access(f"{directory}/cgroup.procs", os.W_OK):
+        return False
+    root = not os.path.exists(f"{directory}/cgroup.type")
+    return root or not cgroupfs.read(f"{directory}/cgroup.procs").split()
+
+
 def _find_v2() -> Parents:
     """The nearest ancestor whose children can have all controllers, or the most of them.
 
@@ -172,12 +184,12 @@ def _find_v2() -> Parents:
     best = Parents()
     directory = place.directory(own[""]) if place is not None and "" in own else ""
     while place is not None and directory.startswith(place.point):
-        if _usable(directory) and os.access(f"{directory}/cgroup.procs", os.W_OK):
+        if _usable(directory) and _has_room(directory):
             basic = enable(directory, _BASIC)
             if len(basic) > sum(name in _BASIC for name in best.controllers):
                 more = [name for name in available(directory) if name not in _BASIC]
                 best = Parents(2, tuple((name, directory) for name in (*basic, *more)))
-        if directory == place.point or len(best.controllers) >= len(_BASIC):
+        if directory == place.point or set(_BASIC) <= set(best.controllers):
             break
         directory = os.path.dirname(directory)
     return best
