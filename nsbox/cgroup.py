@@ -69,7 +69,7 @@ def _usable(directory: str) -> bool:
 def _find_v1() -> Parents:
     mounts, own = _mounts(), _own_paths()
     found = []
-    for controller in CONTROLLERS:
+    for controller in (*CONTROLLERS, "cpuacct"):
         if controller in mounts and controller in own:
             directory = os.path.normpath(mounts[controller] + own[controller])
             if _usable(directory):
@@ -132,6 +132,7 @@ class CgroupStats:
     pids_peak: int | None
     throttled: float | None
     oom_kills: int
+    cpu_used: float | None = None
 
 
 class Cgroup:
@@ -238,13 +239,32 @@ class Cgroup:
         v2 = self.version == 2
         memory, pids, cpu = (self._directories.get(name, "") for name in CONTROLLERS)
         peak = f"{memory}/{'memory.peak' if v2 else 'memory.max_usage_in_bytes'}"
-        throttled = _counter(f"{cpu}/cpu.stat", "throttled_usec" if v2 else "throttled_time")
+        counters = _counters(f"{cpu}/cpu.stat") if cpu else {}
+        throttled = counters.get("throttled_usec" if v2 else "throttled_time", 0)
         return CgroupStats(
             memory_peak=_number(peak) if memory else None,
             pids_peak=_number(f"{pids}/pids.peak") if pids else None,
             throttled=throttled / (1e6 if v2 else 1e9) if cpu else None,
             oom_kills=self.oom_kills(),
+            cpu_used=self._cpu_used(counters),
         )
+
+    def cpu_used(self) -> float | None:
+        """Seconds of CPU that everything in it has used; None where that is not counted.
+
+        Kernel: usage_usec of cpu.stat (v2), cpuacct.usage (v1).
+        """
+        if self.version == 1:
+            return self._cpu_used({})
+        return self._cpu_used(_counters(f"{self.directories[0]}/cpu.stat"))
+
+    def _cpu_used(self, counters: dict[str, int]) -> float | None:
+        """On v1 only where cpuacct was asked for; its usage_user and usage_sys count ticks."""
+        if self.version == 2:
+            return counters["usage_usec"] / 1e6 if "usage_usec" in counters else None
+        where = self._directories.get("cpuacct")
+        used = _number(f"{where}/cpuacct.usage") if where else None
+        return None if used is None else used / 1e9
 
     def kill(self) -> None:
         """SIGKILL to every process in it; cgroup.kill (Linux 5.14) where there is one."""
@@ -338,15 +358,21 @@ def _number(path: str) -> int | None:
         return None
 
 
-def _counter(path: str, name: str) -> int:
+def _counters(path: str) -> dict[str, int]:
+    """Name and number of each line; none of a file that is not there."""
+    found = {}
     try:
         for line in _read(path).splitlines():
             key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
-    except (OSError, ValueError):
+            if value.isdigit():
+                found[key] = int(value)
+    except OSError:
         pass
-    return 0
+    return found
+
+
+def _counter(path: str, name: str) -> int:
+    return _counters(path).get(name, 0)
 
 
 @functools.lru_cache(maxsize=4)

@@ -35,7 +35,7 @@ SIGKILL = 9
 _CPU_PERIOD_US = 100_000
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
-_NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "cpu_time", "net_priority")
+_NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "net_priority")
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -97,12 +97,29 @@ def _cgroup_limits(build: Build) -> list[SetLimit]:
     return files
 
 
+def _cpu_counter(build: Build) -> tuple[str, ...]:
+    """The controller whose group counts CPU time, where cpu_time needs one."""
+    if build.spec.limits.cpu_time is None:
+        return ()
+    version = build.host.cgroup_version
+    counter, file = ("cpu", "cpu.stat") if version == 2 else ("cpuacct", "cpuacct.usage")
+    if counter in build.host.controllers:
+        build.enforcement["cpu_time"] = f"cgroup v{version} {file}, looked at"
+        return (counter,)
+    if build.has_new("pid"):
+        build.enforcement["cpu_time"] = "/proc/PID/stat of the tree, looked at"
+    else:
+        build.cannot("limits.cpu_time", "neither a cgroup nor a pid namespace to count it in")
+    return ()
+
+
 def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
     files = _cgroup_limits(build)
-    if not files:
+    names = [file.file.partition(".")[0] for file in files]
+    controllers = tuple(dict.fromkeys([*names, *_cpu_counter(build)]))
+    if not controllers:
         return
-    controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
     build.add(MakeCgroup(controllers, "limits"), *files)
     for controller in controllers if build.host.cgroup_version == 1 else ():
         build.pass_slot("cgroup", controller)

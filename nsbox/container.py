@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, watch
+from nsbox import cputime, interrupts, probe, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -97,6 +97,7 @@ class Container:
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
+        self._meter: cputime.Meter | None = None
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------ lifecycle
@@ -138,12 +139,22 @@ class Container:
             watch_oom(self._process)
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+            self._meter = cputime.meter(self._process)
+            if self._meter is not None:
+                self._meter.keep(self._spend_cpu)
         return self
 
     def _time_out(self) -> None:
+        self._end_for(Verdict(Reason.TIMEOUT, "wall"))
+
+    def _spend_cpu(self) -> None:
+        self._end_for(Verdict(Reason.CPU_TIME, "cpu_time"))
+
+    def _end_for(self, verdict: Verdict) -> None:
         with self._lock:
-            if self._status == "running" and self._process is not None:
-                self._verdict = Verdict(Reason.TIMEOUT, "wall")
+            running = self._status == "running" and self._verdict.reason is None
+            if running and self._process is not None:
+                self._verdict = verdict
                 self._process.kill()
 
     def _news(self) -> None:
@@ -170,6 +181,8 @@ class Container:
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
+        if self._meter is not None:
+            self._meter.cancel()
         self._process.close()
         for sink in self._sinks:
             keeper.remove(sink.fd)

@@ -7,7 +7,7 @@ import select
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import interrupts, watch
+from nsbox import cputime, interrupts, watch
 from nsbox.errors import TimeoutExpired
 from nsbox.result import Completed, Reason, Usage
 from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect
@@ -57,6 +57,8 @@ def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tup
         return verdict.reason, tuple(hit)
     if oom and ended.returncode == -_SIGKILL:
         return Reason.OOM, tuple(hit)
+    if cputime.spent(process, ended):
+        return Reason.CPU_TIME, (*hit, "cpu_time")
     return (Reason.SIGNALED if ended.returncode < 0 else Reason.EXITED), tuple(hit)
 
 
@@ -66,10 +68,11 @@ def usage_of(process: Process, ended: Ended) -> Usage:
     peak = (
         stats.memory_peak if stats is not None and stats.memory_peak is not None else ended.maxrss
     )
+    cpu_user, cpu_system = cputime.used(process, ended)
     return Usage(
         wall=process.ended_at - process.started_at,
-        cpu_user=ended.cpu_user,
-        cpu_system=ended.cpu_system,
+        cpu_user=cpu_user,
+        cpu_system=cpu_system,
         memory_peak=peak,
         pids_peak=stats.pids_peak if stats is not None else None,
         throttled=stats.throttled if stats is not None else None,
@@ -90,6 +93,8 @@ class _Conversation:
         self._feeder = feeder
         self._sinks = {sink.fd: sink for sink in sinks}
         self._stuck: list[int] = []
+        self._meter = cputime.meter(process)
+        self.spent = False
         for sink in sinks:
             self._poll.register(sink.fd, select.POLLIN)
         if feeder is not None and feeder.fd >= 0:
@@ -99,11 +104,16 @@ class _Conversation:
         self._poll.unregister(fd)
 
     def run(self, deadline: float | None) -> Ended | None:
-        """How it ended; None when *deadline* passed or output went over its limit."""
+        """How it ended; None when *deadline* passed, or output or CPU time was used up."""
         while (ended := self._process.poll()) is None:
             waits = [] if deadline is None else [deadline - time.monotonic()]
             if waits and waits[0] <= 0:
                 return None
+            if self._meter is not None:
+                if self._meter.due <= time.monotonic() and self._meter.look():
+                    self.spent = True
+                    return None
+                waits.append(max(0.0, self._meter.due - time.monotonic()))
             if self._oom_pending:
                 self._oom_pending = not self._process.enforce_oom_group()
                 waits.append(_OOM_POLL_S)
@@ -173,6 +183,8 @@ def converse(
                 process.kill()
                 if any(sink.truncated for sink in sinks.values()):
                     verdict = Verdict(Reason.OUTPUT_LIMIT, "output")
+                elif conversation.spent:
+                    verdict = Verdict(Reason.CPU_TIME, "cpu_time")
                 else:
                     late = timeout is not None and (wall is None or timeout <= wall)
                     verdict = Verdict(Reason.TIMEOUT, "" if late else "wall")

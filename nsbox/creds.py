@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from nsbox.build import SLOT_IDS
@@ -165,6 +166,11 @@ def add_rlimits(build: Build) -> None:
         wanted["nproc"] = (build.profile.pids, build.profile.pids, "profile")
         how = "RLIMIT_NPROC, of the profile: no pids cgroup here"
         build.enforcement["pids"] = build.applied["pids"] = how
+    if build.spec.limits.cpu_time is not None:
+        # Of each process, in whole seconds: a backstop, should who looks be late.
+        seconds = math.ceil(build.spec.limits.cpu_time) + 1
+        most = min(seconds, hard.get("cpu", seconds))
+        wanted["cpu"] = (most, most, "limits.cpu_time")
     for name, soft, limit in build.spec.rlimits:
         wanted[name] = (soft, limit, f"rlimits[{name!r}]")
     for name, (soft, limit, source) in wanted.items():

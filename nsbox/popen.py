@@ -10,7 +10,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, watch
+from nsbox import cputime, interrupts, watch
 from nsbox.converse import (
     Verdict,
     as_bytes,
@@ -59,6 +59,7 @@ class Popen:
         self._ended: Ended | None = None
         self._relays: dict[int, Sink] = {}
         self._wall: watch.Timer | None = None
+        self._meter: cputime.Meter | None = None
         self.stdin: Any = None
         self.stdout: Any = None
         self.stderr: Any = None
@@ -107,6 +108,9 @@ class Popen:
             keeper.add(sink.fd, functools.partial(take, sink))
         if self.spec.limits.wall is not None:
             self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+        self._meter = cputime.meter(self._process)
+        if self._meter is not None:
+            self._meter.keep(self._spend_cpu)
 
     def _news(self) -> None:
         """By the watch: something arrived on the channel."""
@@ -118,9 +122,15 @@ class Popen:
         watch.get().remove(self._process.fileno())
 
     def _time_out(self) -> None:
+        self._end_for(Verdict(Reason.TIMEOUT, "wall"))
+
+    def _spend_cpu(self) -> None:
+        self._end_for(Verdict(Reason.CPU_TIME, "cpu_time"))
+
+    def _end_for(self, verdict: Verdict) -> None:
         try:
-            if self._process.poll() is None:
-                self._verdict = Verdict(Reason.TIMEOUT, "wall")
+            if self._process.poll() is None and self._verdict.reason is None:
+                self._verdict = verdict
                 self._process.kill()
         except StateError:
             pass
@@ -251,6 +261,8 @@ class Popen:
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
+        if self._meter is not None:
+            self._meter.cancel()
         self._process.close()
         for sink in self._relays.values():
             keeper.remove(sink.fd)

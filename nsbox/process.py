@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, interrupts, launcher, probe, registry
+from nsbox import _core, freezer, interrupts, launcher, probe, processes, registry
 from nsbox.cgroup import Cgroup, CgroupStats, parents
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.names import At, Clone, Kind, PlanFlag
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
+_STUBBORN_S = 0.1
 
 
 class Ended(NamedTuple):
@@ -101,6 +102,7 @@ class Process:
         self.started_at = time.monotonic()
         self.ended_at = 0.0
         self.stats: CgroupStats | None = None
+        self.cpu_limit: float | None = None
         self._channel = channel
         self._waiters = 0
         self._released = False
@@ -110,6 +112,8 @@ class Process:
         self._lock = threading.RLock()
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
+        self._before: processes.Snapshot | None = None
+        self._killed_at = 0.0
         self._lost = False
         self._ending = False
 
@@ -161,9 +165,13 @@ class Process:
             self.ended_at = time.monotonic()
             if self.cgroup is not None:
                 self.stats = self.cgroup.stats()
-            self._ended = Ended(
-                code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10
-            )
+            user, system = record.utime_us / 1e6, record.stime_us / 1e6
+            peak = record.maxrss_kib << 10
+            if self._before is not None and sum(self._before[:2]) > user + system:
+                user, system = self._before[:2]
+            if self._before is not None:
+                peak = max(peak, self._before.maxrss)
+            self._ended = Ended(code, user, system, peak)
 
     def _lose(self) -> None:
         """Nobody is left to report: the kernel ends the child by its parent-death signal, and
@@ -186,6 +194,8 @@ class Process:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
+                if self._killed_at:
+                    left = self._insist(left)
                 poll.poll(None if left is None else left * 1000)
             return ended
         finally:
@@ -222,9 +232,38 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
+        if self.cgroup is None and not self._killed_at and self._alive():
+            before = processes.snapshot(self.pid)
+            self._before = before if self._alive() else None
         self.send_signal(signal.SIGKILL)
         if self.cgroup is not None and not self.plan.clone.flags & Clone.NEWPID:
             self.cgroup.kill()
+        if self._alive():
+            freezer.thaw(self.pid)
+        self._killed_at = self._killed_at or time.monotonic()
+
+    def _alive(self) -> bool:
+        """Whether its pid is still its own. One that was killed may not know it yet."""
+        with self._lock:
+            if self.pidfd < 0 or self._ended is not None:
+                return False
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            return not poll.poll(0)
+
+    def _insist(self, left: float | None) -> float:
+        """It was killed and has not ended: PID 1 waits for members, who may be frozen.
+
+        Returns how long to wait for that, *left* seconds at most.
+        """
+        late = time.monotonic() - self._killed_at
+        if late < _STUBBORN_S:
+            pause = _STUBBORN_S - late
+        else:
+            pause = late
+            for pid in processes.members(self.pid) if self._alive() else ():
+                freezer.thaw(pid)
+        return pause if left is None else min(left, pause)
 
     @property
     def oom_fd(self) -> int:

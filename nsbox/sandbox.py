@@ -155,7 +155,9 @@ def launch(
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
-        return spawn(plan, descriptors, parent=parent, inject=inject)
+        process = spawn(plan, descriptors, parent=parent, inject=inject)
+        process.cpu_limit = spec.limits.cpu_time
+        return process
     except FileNotFoundError as e:
         if isinstance(e, SetupError):
             raise

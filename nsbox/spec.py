@@ -89,6 +89,7 @@ class Limits:
         cpu: cores, as ``0.5`` or ``"500m"`` (cpu.max, of 100 ms).
         pids: processes and threads (pids.max).
         wall: seconds of real time; then ``Reason.TIMEOUT``.
+        cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
         disk: bytes of the writable tmpfs at /tmp.
         inodes: files and directories in it.

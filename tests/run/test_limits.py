@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 cgroup = pytest.mark.cgroup
 EAT = "x = bytearray({} << 20); print('ate')"
 NOT_YET = {
-    "memory_high": "64MiB", "cpu_weight": 50, "cpuset": "0", "io": "1MiB", "cpu_time": 1,
+    "memory_high": "64MiB", "cpu_weight": 50, "cpuset": "0", "io": "1MiB",
     "net_priority": 1,
 }  # fmt: skip
 

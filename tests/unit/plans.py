@@ -175,6 +175,7 @@ def _limits() -> st.SearchStrategy[Limits]:
         cpu=opt(st.floats(0.01, 1e6)),
         pids=opt(st.integers(1, 1 << 22)),
         wall=opt(st.floats(0.001, 1e9)),
+        cpu_time=opt(st.floats(0.001, 1e9)),
         output=opt(st.integers(1, 1 << 40)),
         disk=opt(st.integers(4096, 1 << 40)),
         inodes=opt(st.integers(16, 1 << 40)),
