@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.lifecycle import Events as Events
+    from nsbox.lifecycle import LifeEvent as LifeEvent
+    from nsbox.lifecycle import events as events
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
     from nsbox.namespace import namespaces as namespaces
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from nsbox.podspec import ContainerSpec as ContainerSpec
     from nsbox.podspec import Sidecar as Sidecar
     from nsbox.popen import Popen as Popen
+    from nsbox.processes import ProcessInfo as ProcessInfo
     from nsbox.registry import gc as gc
     from nsbox.result import Completed as Completed
     from nsbox.result import Reason as Reason
@@ -50,6 +54,8 @@ _WHERE = {
     "Completed": "result",
     "Container": "container",
     "ContainerSpec": "podspec",
+    "Events": "lifecycle",
+    "LifeEvent": "lifecycle",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",
@@ -57,6 +63,7 @@ _WHERE = {
     "NsboxError": "errors",
     "Pod": "pod",
     "Popen": "popen",
+    "ProcessInfo": "processes",
     "Reason": "result",
     "RemoteError": "errors",
     "Rootfs": "spec",
@@ -67,6 +74,7 @@ _WHERE = {
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
+    "events": "lifecycle",
     "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",

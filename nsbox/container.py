@@ -13,22 +13,23 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import cputime, interrupts, probe, watch
+from nsbox import cputime, interrupts, lifecycle, logs, probe, processes, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
-from nsbox.names import NAMESPACES
+from nsbox.logs import Log
+from nsbox.names import NAMESPACES, Clone
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
+    from nsbox.processes import ProcessInfo
     from nsbox.spec import Spec
 
-LOG_BYTES = 1 << 20
 _SIGTERM, _SIGKILL = 15, 9
 
 #: status -> the verbs allowed in it, and the status that each leads to.
@@ -39,22 +40,11 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 }
 
 
-class Log:
-    """The last output of both streams, in the order in which it came; at most 1 MiB."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._lock = threading.Lock()
-
-    def append(self, data: bytes) -> None:
-        with self._lock:
-            self._data += data
-            if len(self._data) > LOG_BYTES:
-                del self._data[:-LOG_BYTES]
-
-    def text(self) -> str:
-        with self._lock:
-            return self._data.decode("utf-8", "replace")
+def _read(sink: Sink, overflow: Callable[[], None]) -> None:
+    """By the watch: output has come."""
+    take(sink)
+    if sink.truncated:
+        overflow()
 
 
 class Container:
@@ -78,11 +68,9 @@ class Container:
         init: bool = False,
         **keywords: Any,
     ) -> None:
+        self._pod = str(keywords.pop("_pod", ""))  # of a pod's own
         self._wanted = (args, {**keywords, "init": init})
         self.spec: Spec = check_spec(*self._wanted)
-        if self.spec.limits.output is not None:
-            raise SpecError("limits.output", "is for run(): of a container's output the last "
-                            "1 MiB is kept")  # fmt: skip
         for number, stream in enumerate((stdin, stdout, stderr)):
             if stream == PIPE:
                 raise SpecError(("stdin", "stdout", "stderr")[number], "PIPE is for Popen")
@@ -99,6 +87,7 @@ class Container:
         self._wall: watch.Timer | None = None
         self._meter: cputime.Meter | None = None
         self._lock = threading.RLock()
+        self._tell("created")
 
     # ------------------------------------------------------------ lifecycle
 
@@ -128,12 +117,16 @@ class Container:
                 stdio.close()
                 raise
             self._status = "running"
+            self._tell("started")
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
-                    sink = Sink(stdio.take(number), keep=False, into=self._log.append)
+                    into = functools.partial(self._log.append, number)
+                    limit = self.spec.limits.output_bytes
+                    sink = Sink(stdio.take(number), keep=False, into=into, limit=limit)
                     self._sinks.append(sink)
-                    keeper.add(sink.fd, functools.partial(take, sink))
+                    overflow = watch.weakly(self._overflow)
+                    keeper.add(sink.fd, functools.partial(_read, sink, overflow))
             stdio.close()
             keeper.add(self._process.fileno(), self._news)
             watch_oom(self._process)
@@ -143,6 +136,13 @@ class Container:
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _overflow(self) -> None:
+        self._end_for(Verdict(Reason.OUTPUT_LIMIT, "output"))
+
+    def _tell(self, what: str, detail: str = "") -> None:
+        pid = self._process.pid if self._process is not None else None
+        lifecycle.emit(what, "container", self.name, pod=self._pod, pid=pid, detail=detail)
 
     def _time_out(self) -> None:
         self._end_for(Verdict(Reason.TIMEOUT, "wall"))
@@ -155,6 +155,7 @@ class Container:
             running = self._status == "running" and self._verdict.reason is None
             if running and self._process is not None:
                 self._verdict = verdict
+                self._tell("killed", verdict.limit)
                 self._process.kill()
 
     def _news(self) -> None:
@@ -171,6 +172,7 @@ class Container:
                 pass
             self._ended, self._status = ended, "stopped"
             self._release()
+            self._tell_end()
         if self._on_end is not None:
             self._on_end()  # not under our lock: the pod has one of its own
 
@@ -187,7 +189,19 @@ class Container:
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()
+            if sink.truncated and self._verdict.reason is None:
+                self._verdict = Verdict(Reason.OUTPUT_LIMIT, "output")  # quicker than its reader
             sink.close()
+        self._log.end()
+
+    def _tell_end(self) -> None:
+        if self._ended is None or self._process is None:
+            self._tell("died", "lost")
+            return
+        reason, hit = judge(self._process, self._ended, self._verdict)
+        if "memory" in hit:
+            self._tell("oom")
+        self._tell("died", f"{reason.value} {self._ended.returncode}")
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end of PID 1; returns its code, -n for a signal.
@@ -249,6 +263,7 @@ class Container:
         """SIGKILL to every process in it; ``wait()`` for the end."""
         self._allow("kill")
         if self._process is not None and self._status == "running":
+            self._tell("killed")
             self._process.kill()
 
     def close(self) -> None:
@@ -258,6 +273,7 @@ class Container:
                 self.kill()
                 self._await_end(5)
             self._status = "stopped"
+            self._log.end()
 
     def __enter__(self) -> Container:
         if self._status == "created":
@@ -312,9 +328,40 @@ class Container:
             return {}
         return {kind: os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino for kind in NAMESPACES}
 
-    def logs(self) -> str:
-        """What it wrote to both streams: the last 1 MiB, kept after its end."""
-        return self._log.text()
+    def logs(self, stream: str = "both", tail: int | None = None) -> str:
+        """What it wrote: the last 1 MiB of both streams together, kept after its end.
+
+        Args:
+            stream: ``"both"``, in the order in which it came, ``"stdout"`` or ``"stderr"``.
+            tail: the last so many lines of it, instead of all.
+        """
+        logs.check(stream, tail)
+        return self._log.text(stream, tail)
+
+    def follow(
+        self, stream: str = "both", tail: int | None = None, timeout: float | None = None
+    ) -> Iterator[str]:
+        """``logs()``, and then whatever comes, in pieces of any size, until its end.
+
+        Ends, too, when *timeout* (seconds) has passed. One that has not been started is waited
+        for. A reader who is 1 MiB behind misses something.
+        """
+        logs.check(stream, tail)
+        return self._log.follow(stream, tail, timeout)
+
+    def processes(self) -> list[ProcessInfo]:
+        """Everything that runs in it, by pid: the members of its pid namespace, those of nested
+        ones too. Without one of its own: PID 1 and what descends from it.
+
+        What they say of themselves, names and arguments, is theirs to choose.
+        """
+        pid = self.pid
+        if pid is None:
+            return []
+        assert self._process is not None
+        own = self._process.plan.clone.flags & Clone.NEWPID
+        found = processes.members(pid) if own else processes.tree(pid)
+        return [info for one in sorted(found) if (info := processes.info(one)) is not None]
 
     def explain(self) -> Plan:
         """The plan that was, or would be, run."""

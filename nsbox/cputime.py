@@ -67,7 +67,6 @@ class Meter:
         self.due = time.monotonic() + max(left / self._cpus, self._least)
         return left <= 0
 
-
     def keep(self, spent: Callable[[], None]) -> None:
         """Where nobody waits, the library's thread looks, and calls *spent* (weakly) once."""
         self._again(watch.weakly(spent))

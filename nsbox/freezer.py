@@ -36,23 +36,26 @@ def _path(pid: int | str) -> str | None:
     return None
 
 
-def thaw(pid: int) -> None:
-    """Thaw the group that a process is in, and those above it but for the caller's own.
+def mounted() -> bool:
+    """Whether there is such a freezer here."""
+    return _mount(os.getpid()) is not None
 
-    Nothing where it is not frozen, or where the caller may not.
+
+def thaw(pids: list[int]) -> None:
+    """Thaw the groups that processes are in, and those above them but for the caller's own.
+
+    Nothing where none is frozen, or where the caller may not.
     """
-    mount = _mount(os.getpid())
-    if mount is None:
-        return
-    path, own = _path(pid), _path("self")
-    if path is None or own is None or path == own:
+    mount, own = _mount(os.getpid()), _path("self")
+    if mount is None or own is None:
         return
     point, root = mount
     above = root.rstrip("/")
     ours = set(_prefixes(own))
-    for group in _prefixes(path):
-        if group not in ours and group.startswith(above + "/"):
-            _thaw_group(point + group[len(above) :])
+    for path in {path for pid in pids if (path := _path(pid)) is not None}:
+        for group in _prefixes(path):
+            if group not in ours and group.startswith(above + "/"):
+                _thaw_group(point + group[len(above) :])
 
 
 def _prefixes(path: str) -> list[str]:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
-_STUBBORN_S = 0.1
 
 
 class Ended(NamedTuple):
@@ -113,7 +112,6 @@ class Process:
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
         self._before: processes.Snapshot | None = None
-        self._killed_at = 0.0
         self._lost = False
         self._ending = False
 
@@ -194,8 +192,6 @@ class Process:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
-                if self._killed_at:
-                    left = self._insist(left)
                 poll.poll(None if left is None else left * 1000)
             return ended
         finally:
@@ -232,15 +228,16 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
-        if self.cgroup is None and not self._killed_at and self._alive():
+        if self.cgroup is None and self._before is None and self._alive():
             before = processes.snapshot(self.pid)
             self._before = before if self._alive() else None
+        # PID 1 ends after all others, so none of them may stay frozen.
+        frozen = processes.tree(self.pid) if freezer.mounted() and self._alive() else []
         self.send_signal(signal.SIGKILL)
         if self.cgroup is not None and not self.plan.clone.flags & Clone.NEWPID:
             self.cgroup.kill()
-        if self._alive():
-            freezer.thaw(self.pid)
-        self._killed_at = self._killed_at or time.monotonic()
+        if frozen:
+            freezer.thaw(frozen)
 
     def _alive(self) -> bool:
         """Whether its pid is still its own. One that was killed may not know it yet."""
@@ -250,20 +247,6 @@ class Process:
             poll = select.poll()
             poll.register(self.pidfd, select.POLLIN)
             return not poll.poll(0)
-
-    def _insist(self, left: float | None) -> float:
-        """It was killed and has not ended: PID 1 waits for members, who may be frozen.
-
-        Returns how long to wait for that, *left* seconds at most.
-        """
-        late = time.monotonic() - self._killed_at
-        if late < _STUBBORN_S:
-            pause = _STUBBORN_S - late
-        else:
-            pause = late
-            for pid in processes.members(self.pid) if self._alive() else ():
-                freezer.thaw(pid)
-        return pause if left is None else min(left, pause)
 
     @property
     def oom_fd(self) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +11,9 @@ from run import kit
 from support import TIMEOUT_SCALE, poll_until, scaled
 
 import nsbox
-from nsbox import Limits, Reason, cputime, probe, sandbox
+from nsbox import Limits, Reason, cputime, probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from nsbox.host import Host
 
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
@@ -193,8 +190,6 @@ def test_its_count_adds_up_with_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     done = kit.sh(TWO, limits=Limits(cpu_time=scaled(0.4)))
     assert totals == sorted(totals)
     assert totals[-1] <= burnt(done) + 0.02
-
-
 
 
 def test_a_program_with_less_than_its_share_is_left_alone() -> None:

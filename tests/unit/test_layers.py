@@ -37,7 +37,8 @@ FLOORS: dict[int, str] = {
     2: "spec host",
     3: "steps plan profile build mounts creds compile",
     4: "cgroup registry launcher probe interrupts processes freezer",
-    5: "process templates watch cputime result streams sandbox converse command popen namespace",
+    5: "process templates watch cputime logs lifecycle result streams sandbox converse command "
+    "popen namespace terminal",
     6: "container",
     7: "podspec pod",
     8: "workloads kube executor pool aio cli",
