@@ -80,6 +80,7 @@ enum nsb_opcode {
 	NSB_OP_EXECING,
 	NSB_OP_EXEC,
 	NSB_OP_PAUSE,
+	NSB_OP_PTY,
 	NSB_OP_MAX,
 };
 

@@ -4,6 +4,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 
 int step_umask(struct nsb_ctx *cx, const struct nsb_op *op)
@@ -25,10 +26,33 @@ int step_setsid(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	int err;
 
-	(void)op;
 	cx->call = "setsid";
 	err = (int)nsb_sys0(__NR_setsid);
+	if (err >= 0 && op->n) {
+		cx->call = "ioctl";
+		err = (int)nsb_sys3(__NR_ioctl, 0, TIOCSCTTY, 0);
+	}
 	return err < 0 ? err : 0;
+}
+
+/* A terminal of the sandbox's own: the slave into slot b, the master to the owner through the
+ * socket in slot a. Made with the payload's ids, so that it owns /dev/pts/0; the slave is opened
+ * by the master (Linux 4.13), for names in /dev/pts can be anybody's. */
+int step_pty(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	int master = nsb_in_root(cx, "/dev/pts/ptmx", O_RDWR | O_NOCTTY), locked = 0, slave;
+
+	if (master < 0)
+		return master;
+	cx->call = "ioctl";
+	nsb_sys3(__NR_ioctl, master, TIOCSPTLCK, &locked); /* or the third one fails */
+	nsb_sys3(__NR_ioctl, master, TIOCSWINSZ, &op->n);
+	slave = (int)nsb_sys3(__NR_ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	cx->slots[op->b] = slave;
+	if (slave >= 0)
+		nsb_send(cx->slots[op->a], &(struct nsb_record){ 0 }, master);
+	sys_close(master);
+	return slave < 0 ? slave : 0;
 }
 
 int step_dumpable(struct nsb_ctx *cx, const struct nsb_op *op)

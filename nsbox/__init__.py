@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
+    from nsbox.terminal import Terminal as Terminal
+    from nsbox.terminal import attach as attach
 
 __version__ = "0.1.0.dev0"
 
@@ -71,9 +73,11 @@ _WHERE = {
     "SpecError": "errors",
     "Sidecar": "podspec",
     "StateError": "errors",
+    "Terminal": "terminal",
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
+    "attach": "terminal",
     "events": "lifecycle",
     "explain": "sandbox",
     "gc": "registry",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from nsbox import creds, mounts
+from nsbox import creds, devices, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -238,6 +238,8 @@ def _environment(build: Build) -> tuple[str, ...]:
     user = {0: "root", 65534: "nobody"}.get(build.uid, "user")
     env = {"PATH": PATH, "HOME": "/root" if build.uid == 0 else "/tmp",
            "LANG": "C.UTF-8", "USER": user}  # fmt: skip
+    if build.spec.pty is not None:
+        env["TERM"] = "xterm"
     env.update(build.spec.env or ())
     return tuple(f"{key}={value}" for key, value in env.items())
 
@@ -268,17 +270,20 @@ def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
     if build.has_new("mnt") or build.spec.cwd is not None:
         build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
-    build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
+    mask = build.spec.umask
+    source = "profile" if mask == Spec.umask else "umask"
+    build.add(Number(Opcode.UMASK, "umask", f"{mask:03o}", mask, source))
     creds.add_credentials(build)
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
     creds.add_descriptors(build)
     creds.add_rlimits(build)
-    build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+    init = build.spec.init and build.own("pid")
+    build.add(devices.new_session(build, payload=not init))
     build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))
-    if build.spec.init and build.own("pid"):
+    if init:
         build.flags |= PlanFlag.INIT
         build.add(Simple(Opcode.INIT, "init", "PID 1 is nsbox-init; its child goes on", "init"))
-        build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+        build.add(devices.new_session(build, payload=True))
 
 
 def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "") -> Build:
@@ -287,6 +292,7 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
     if spec.root == Rootfs() and "mnt" not in build.new:
         build.spec = replace(spec, root=Rootfs.inherit())
     mounts.check_root(build)
+    devices.check(build)
     creds.decide_ids(build)
     _refuse_what_is_missing(build)
     if spec.namespaces is not None and "pid" not in build.new and "pid" not in join:

@@ -20,7 +20,7 @@ from nsbox.logs import Log
 from nsbox.names import NAMESPACES, Clone
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
-from nsbox.streams import PIPE, Sink, connect, take
+from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from nsbox.process import Ended, Process
     from nsbox.processes import ProcessInfo
     from nsbox.spec import Spec
+    from nsbox.terminal import Terminal
 
 _SIGTERM, _SIGKILL = 15, 9
+STREAMS = ("stdin", "stdout", "stderr")
 
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
@@ -68,12 +70,15 @@ class Container:
         init: bool = False,
         **keywords: Any,
     ) -> None:
+        self.terminal: Terminal | None = None
         self._pod = str(keywords.pop("_pod", ""))  # of a pod's own
         self._wanted = (args, {**keywords, "init": init})
         self.spec: Spec = check_spec(*self._wanted)
         for number, stream in enumerate((stdin, stdout, stderr)):
+            if stream is not None and self.spec.pty is not None:
+                raise SpecError(STREAMS[number], "is the terminal, with pty=True")
             if stream == PIPE:
-                raise SpecError(("stdin", "stdout", "stderr")[number], "PIPE is for Popen")
+                raise SpecError(STREAMS[number], "PIPE is for Popen")
         self.name = name or Path(self.spec.args[0]).name
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
@@ -108,7 +113,7 @@ class Container:
             self._status = "stopped"
             self.spec = build_spec(*self._wanted)
             kinds, pidfd, id_map = self._join
-            stdio = connect(*self._stdio_wanted)
+            stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
                 self._process = launch(
                     self.spec, stdio, join=kinds, joined_pidfd=pidfd, join_map=id_map
@@ -119,6 +124,8 @@ class Container:
             self._status = "running"
             self._tell("started")
             keeper = watch.get()
+            if self.spec.pty is not None:
+                stdio.ours[1] = self._open_terminal()
             for number in (1, 2):
                 if number in stdio.ours:
                     into = functools.partial(self._log.append, number)
@@ -136,6 +143,15 @@ class Container:
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _open_terminal(self) -> int:
+        """One descriptor of it is the log's, the other whoever's that types."""
+        assert self._process is not None
+        from nsbox.terminal import Terminal
+
+        self.terminal = Terminal(self._process.terminal)
+        self._process.terminal = -1
+        return os.dup(self.terminal.fileno())
 
     def _overflow(self) -> None:
         self._end_for(Verdict(Reason.OUTPUT_LIMIT, "output"))
@@ -192,6 +208,8 @@ class Container:
             if sink.truncated and self._verdict.reason is None:
                 self._verdict = Verdict(Reason.OUTPUT_LIMIT, "output")  # quicker than its reader
             sink.close()
+        if self.terminal is not None:
+            self.terminal.close()
         self._log.end()
 
     def _tell_end(self) -> None:

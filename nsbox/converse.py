@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nsbox import cputime, interrupts, watch
 from nsbox.errors import TimeoutExpired
 from nsbox.result import Completed, Reason, Usage
-from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect
+from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect, connect_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +148,17 @@ class _Conversation:
                 self._poll.unregister(fd)
 
 
+def type_into(stdio: Stdio, master: int, data: bytes) -> bytes:
+    """The terminal with this *master*, whose owner this becomes, as output and as input;
+    returns what is to be typed there to say *data*."""
+    from nsbox.terminal import typed
+
+    stdio.ours[1] = master
+    stdio.ours[0] = os.dup(master)
+    os.set_blocking(master, False)
+    return typed(data)
+
+
 def sinks_of(stdio: Stdio, limit: int | None, keep: tuple[int, ...]) -> dict[int, Sink]:
     """One for each pipe of the payload's: those in *keep* are kept, the others relayed."""
     return {n: Sink(stdio.ours[n], keep=n in keep, relay_to=-1 if n in keep else n,
@@ -234,10 +246,13 @@ def finish(
     keep = tuple(n for n in (1, 2) if streams[n] == PIPE)
     sinks: dict[int, Sink] = {}
     with interrupts.Held():
-        stdio = connect(*streams)
+        stdio = (connect if spec.pty is None else connect_terminal)(*streams)
         try:
             process = start(stdio)
             try:
+                if spec.pty is not None:
+                    fd, process.terminal = process.terminal, -1
+                    data = type_into(stdio, fd, data)
                 sinks = sinks_of(stdio, spec.limits.output_bytes, keep)
                 ended, verdict, late = converse(
                     process, stdio, sinks, data, timeout=timeout, wall=spec.limits.wall

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from nsbox import devices
 from nsbox.build import SLOT_IDS
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
@@ -183,7 +184,9 @@ def add_rlimits(build: Build) -> None:
 def add_descriptors(build: Build) -> None:
     """0, 1, 2 and those asked for; every other descriptor closes at execve."""
     numbers = []
-    for number in (0, 1, 2):
+    if build.spec.pty is not None:
+        devices.add_pty(build)
+    for number in (0, 1, 2) if build.spec.pty is None else ():
         build.add(Fd(build.pass_slot("stdio", number), number, "stdio"))
     for number in sorted(set(build.spec.pass_fds) - {0, 1, 2}):
         build.add(Fd(build.pass_slot("pass", number), number, "pass_fds"))

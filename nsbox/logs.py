@@ -71,13 +71,21 @@ class Log:
 
         A reader who is slower than 1 MiB of output misses what was dropped meanwhile.
         """
-        wanted = _NUMBERS[stream]
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for data in self.follow_bytes(stream, tail, timeout):
+            yield from filter(None, [decoder.decode(data)])
+        yield from filter(None, [decoder.decode(b"", final=True)])
+
+    def follow_bytes(
+        self, stream: str, tail: int | None, timeout: float | None = None
+    ) -> Iterator[bytes]:
+        """The same, as it was written."""
+        wanted = _NUMBERS[stream]
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
             kept = b"".join(data for number, data in self._chunks if number in wanted)
             at = self._first + len(self._chunks)
-        yield from filter(None, [decoder.decode(_last_lines(kept, tail))])
+        yield from filter(None, [_last_lines(kept, tail)])
         while True:
             with self._changed:
                 while at >= self._first + len(self._chunks) and not self._ended:
@@ -88,8 +96,7 @@ class Log:
                 new = [self._chunks[i] for i in range(start, len(self._chunks))]
                 at = self._first + len(self._chunks)
                 ended = self._ended
-            data = b"".join(data for number, data in new if number in wanted)
-            yield from filter(None, [decoder.decode(data, final=ended)])
+            yield from filter(None, [b"".join(d for number, d in new if number in wanted)])
             if ended:
                 return
 

@@ -55,6 +55,7 @@ class Opcode(enum.IntEnum):
     EXECING = 41
     EXEC = 42
     PAUSE = 43
+    PTY = 44
 
 
 class OpFlag(enum.IntFlag):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, OpenTree, Pool, Slot, Slots
+from nsbox.steps import Clone3, IdMap, OpenPty, OpenTree, Pool, Slot, Slots
 
 if TYPE_CHECKING:
     from nsbox.steps import ChildStep, Step
@@ -81,6 +81,8 @@ class Plan:
         for step in self.steps:
             if isinstance(step, OpenTree):
                 slots.setdefault(step.slot, len(slots))
+            elif isinstance(step, OpenPty):
+                slots.setdefault(step.slave, len(slots))
         return slots
 
     def encode(

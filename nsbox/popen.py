@@ -18,6 +18,7 @@ from nsbox.converse import (
     converse,
     judge,
     sinks_of,
+    type_into,
     unwatch,
     usage_of,
     watch_oom,
@@ -25,12 +26,13 @@ from nsbox.converse import (
 from nsbox.errors import StateError, TimeoutExpired
 from nsbox.result import Reason, Usage
 from nsbox.sandbox import build_spec, launch
-from nsbox.streams import PIPE, connect, take
+from nsbox.streams import PIPE, connect, connect_terminal, take
 
 if TYPE_CHECKING:
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
     from nsbox.streams import Sink
+    from nsbox.terminal import Terminal
 
 
 class Popen:
@@ -63,6 +65,7 @@ class Popen:
         self.stdin: Any = None
         self.stdout: Any = None
         self.stderr: Any = None
+        self.terminal: Terminal | None = None
         try:
             with interrupts.Held():
                 self._start(stdin, stdout, stderr)
@@ -72,13 +75,19 @@ class Popen:
             raise
 
     def _start(self, stdin: Any, stdout: Any, stderr: Any) -> None:
-        self._stdio = connect(stdin, stdout, stderr)
+        wanted = (stdin, stdout, stderr)
+        self._stdio = (connect if self.spec.pty is None else connect_terminal)(*wanted)
         try:
             self._process = self._launch()
         except BaseException:
             self._stdio.close()
             raise
         self._closed = False
+        if self.spec.pty is not None:
+            from nsbox.terminal import Terminal
+
+            self.terminal = Terminal(self._process.terminal)
+            self._process.terminal = -1
         self._keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
         self.stdin, self.stdout, self.stderr = (self._open(n) for n in range(3))
         self._relays = sinks_of(self._stdio, None, ())
@@ -182,6 +191,8 @@ class Popen:
             TimeoutExpired: *timeout* passed; everything was killed.
         """
         data = as_bytes(input)
+        if self.terminal is not None:
+            data = self._type(data)
         for number, stream in enumerate((self.stdin, self.stdout, self.stderr)):
             if stream is not None and not stream.closed:
                 if number == 0:
@@ -212,6 +223,12 @@ class Popen:
         if late:
             raise TimeoutExpired(self.args, timeout or 0.0, done)
         return done.stdout, done.stderr
+
+    def _type(self, data: bytes) -> bytes:
+        """The terminal is what communicate() reads and writes."""
+        assert self.terminal is not None
+        self._keep = (1,)
+        return type_into(self._stdio, os.dup(self.terminal.fileno()), data)
 
     def send_signal(self, sig: int) -> None:
         """To the payload; nothing when it has ended."""
@@ -283,7 +300,7 @@ class Popen:
             except StateError:  # lost with its launcher
                 pass
         self._release()
-        for stream in (self.stdin, self.stdout, self.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr, self.terminal):
             if stream is not None:
                 try:
                     stream.close()

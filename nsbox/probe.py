@@ -15,6 +15,7 @@ from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
+from nsbox.spec import DEVICES
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")
 
@@ -104,6 +105,27 @@ def _devices() -> tuple[tuple[str, int], ...]:
         if stat.S_ISCHR(status.st_mode):
             device = status.st_rdev
             found.append((name, os.major(device) << 8 | os.minor(device)))
+    return tuple(found)
+
+
+def device_nodes(name: str) -> tuple[tuple[str, str, int], ...]:
+    """(name, path, device number) of each node of a device that ``devices=`` names.
+
+    Raises:
+        Unavailable: there is none here.
+    """
+    import glob
+
+    found = []
+    for pattern in DEVICES[name]:
+        for path in sorted(glob.glob(pattern)):
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode):
+                device = os.major(status.st_rdev) << 8 | os.minor(status.st_rdev)
+                found.append((name, path, device))
+    if not found:
+        raise Unavailable(f"devices[{name!r}]", f"no device at {', '.join(DEVICES[name])}",
+                          hint="load the driver of the device on the host")  # fmt: skip
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ import functools
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -24,11 +25,13 @@ from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from socket import socket as Socket
 
     from nsbox.plan import Plan
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
+_MSG_CMSG_CLOEXEC, _MSG_DONTWAIT = 0x40000000, 0x40
 
 
 class Ended(NamedTuple):
@@ -111,6 +114,7 @@ class Process:
         self._lock = threading.RLock()
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
+        self.terminal = -1
         self._before: processes.Snapshot | None = None
         self._lost = False
         self._ending = False
@@ -293,6 +297,22 @@ class Process:
             self._released = True
             self._close_released()
 
+    def take_terminal(self, socket: Socket) -> None:
+        """The master of its pty, which the child has sent. Whoever uses it takes it away from
+        ``terminal``, and closes it."""
+        fds: list[int] = []
+        try:
+            flags = _MSG_CMSG_CLOEXEC | _MSG_DONTWAIT
+            _, ancillary, _, _ = socket.recvmsg(256, 64, flags)
+            fds = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
+        except OSError:
+            pass
+        if not fds:
+            index = next(i for i, step in enumerate(self.plan.steps) if step.name == "pty")
+            self.close()
+            raise setup_error(self.plan, index, errno.EMFILE, "recvmsg")
+        self.terminal = fds[0]
+
     def _know_pidfd(self) -> None:
         if self._starting is not None:
             self.pid, self.pidfd = self._starting.pid, self._starting.pidfd
@@ -305,6 +325,9 @@ class Process:
                 if fd >= 0:
                     os.close(fd)
             self._channel = self.pidfd = -1
+            if self.terminal >= 0:
+                os.close(self.terminal)
+                self.terminal = -1
 
 
 # -------------------------------------------------------------------- spawn

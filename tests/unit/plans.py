@@ -96,6 +96,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "capabilities": {"user": 7, "profile": "standard", "capabilities": ["NET_RAW", "kill"]},
     "joined": {"join": ("user", "net", "ipc"), "join_map": "slot"},
     "joined, one id": {"join": ("user", "net", "ipc"), "join_map": "single", "init": False},
+    "terminal": {"pty": (40, 100), "umask": 0o077},
+    "terminal, no init": {"pty": True, "init": False, "root": Rootfs.inherit()},
     "template": {"namespaces": ("mnt", "pid"), "template": True, "files": {"a": b"1"}},
 }
 
@@ -214,6 +216,8 @@ def specs() -> st.SearchStrategy[Spec]:
             max_size=4,
         ),
         pass_fds=st.lists(st.integers(0, 1023), max_size=6),
+        umask=st.integers(0, 0o777),
+        pty=st.booleans() | st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
         best_effort=st.booleans(),
     )
 

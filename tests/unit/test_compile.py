@@ -22,7 +22,7 @@ from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
-from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenTree, SetLimit, Setns, Slot, Step
+from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenPty, OpenTree, SetLimit, Setns, Slot, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -334,6 +334,8 @@ def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
 def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
     named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
     opened = {step.slot for step in plan.steps if isinstance(step, OpenTree)}
+    opened |= {step.slave for step in plan.steps if isinstance(step, OpenPty)}
+    named |= {step.slave for step in plan.steps if isinstance(step, OpenPty)}
     if plan.clone.into_cgroup:
         named.add(Slot("cgroup", "v2"))
     assert named - opened == set(plan.passed)
@@ -375,7 +377,7 @@ def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
 
 FIELD = re.compile(
     r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts\[\d+\]|files\['.*'\]|net|"
-    r"limits(\.\w+)?|namespaces|init|profile|proc|rlimits\['\w+'\]|pass_fds|stdio|pod",
+    r"limits(\.\w+)?|namespaces|init|profile|proc|rlimits\['\w+'\]|pass_fds|stdio|pod|umask|pty|devices(\['\w+'\])?",
     re.DOTALL,
 )
 

@@ -35,7 +35,7 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "steps plan profile build mounts creds compile",
+    3: "steps plan profile build devices mounts creds compile",
     4: "cgroup registry launcher probe interrupts processes freezer",
     5: "process templates watch cputime logs lifecycle result streams sandbox converse command "
     "popen namespace terminal",
