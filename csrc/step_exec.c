@@ -24,10 +24,9 @@ int step_rlimit(struct nsb_ctx *cx, const struct nsb_op *op)
 
 int step_setsid(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	int err;
+	int err = (int)nsb_sys0(__NR_setsid);
 
 	cx->call = "setsid";
-	err = (int)nsb_sys0(__NR_setsid);
 	if (err >= 0 && op->n) {
 		cx->call = "ioctl";
 		err = (int)nsb_sys3(__NR_ioctl, 0, TIOCSCTTY, 0);
@@ -100,7 +99,7 @@ static int make_way(struct nsb_ctx *cx, int number)
 
 int step_fd(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	int err, number = (int)op->n, source;
+	int err, number = (int)op->n;
 
 	cx->call = "fcntl";
 	if (cx->slots[op->a] == number)
@@ -108,9 +107,8 @@ int step_fd(struct nsb_ctx *cx, const struct nsb_op *op)
 	err = make_way(cx, number);
 	if (err < 0)
 		return err;
-	source = cx->slots[op->a];
 	cx->call = "dup3";
-	err = (int)nsb_sys3(__NR_dup3, source, number, 0);
+	err = (int)nsb_sys3(__NR_dup3, cx->slots[op->a], number, 0);
 	return err < 0 ? err : 0;
 }
 

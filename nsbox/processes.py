@@ -173,7 +173,7 @@ def info(pid: int) -> ProcessInfo | None:
         with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
             args = tuple(file.read().split("\0")[:-1])
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            command = file.read().rstrip("\n")
+            command = file.read()[:-1]
     except OSError:
         return None
     if stat is None or "Uid" not in status:
