@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, freezer, interrupts, launcher, probe, processes, registry
+from nsbox import _core, debug, freezer, interrupts, launcher, probe, processes, registry
 from nsbox.cgroup import Cgroup, CgroupStats, parents
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.names import At, Clone, Kind, PlanFlag
@@ -159,6 +159,8 @@ class Process:
             return self._ended
 
     def _note(self, record: _core.Record) -> None:
+        if debug.ON:
+            debug.say("record", _told(record))
         if record.kind == Kind.EXITED:
             self._payload = record
         elif record.kind == Kind.ENDED:
@@ -373,6 +375,8 @@ def _spawn(
 ) -> Process:
     with ExitStack() as undo:
         with interrupts.Held():
+            if debug.ON:
+                _say_plan(plan)
             cgroup = _host_steps(plan, parent, undo, inject)
             id_slot = 0
             if plan.id_map is not None and plan.id_map.needs_slot():
@@ -390,6 +394,24 @@ def _spawn(
         process.close()
         raise
     return process
+
+
+def _say_plan(plan: Plan) -> None:
+    debug.say("spawn", " ".join(plan.args) or "no command")
+    for index, step in plan.child_steps():
+        debug.say("child", f"{index}: {step.name} {step.describe()}")
+
+
+def _told(record: _core.Record) -> str:
+    kind = Kind(record.kind)
+    said = {
+        Kind.FAILED: f"op {record.op}: {record.call}: {errno.errorcode.get(record.err)}",
+        Kind.BARRIER: f"op {record.op}",
+        Kind.EXITED: f"code {record.code} status {record.status}",
+        Kind.ENDED: f"code {record.code} status {record.status}, {record.maxrss_kib} KiB, "
+        f"{record.utime_us} us user, {record.stime_us} us system",
+    }
+    return f"{kind.name} pid {record.pid} {said.get(kind, '')}".rstrip()
 
 
 def _host_steps(
@@ -411,6 +433,8 @@ def _host_steps(
                 undo.callback(cgroup.close)
             elif cgroup is not None:
                 cgroup.set(step.file, step.value)
+            if debug.ON:
+                debug.say("host", f"{index}: {step.name} {step.describe()}")
         except BrokenPipeError as e:
             raise _LauncherGone from e
         except OSError as e:
@@ -437,6 +461,8 @@ def _submit(
             fail_at=inject.step if inject.step >= 0 else None,
             fail_errno=inject.err,
         )
+        if debug.ON:
+            debug.say("request", f"{len(encoded)} bytes, {len(fds)} descriptors")
         try:
             return parent.submit(encoded, fds)
         except (BrokenPipeError, ConnectionResetError) as e:
@@ -465,6 +491,8 @@ def _await_start(process: Process) -> None:
                     raise _LauncherGone from e
                 index = plan.timeline_index(At.REQUEST)
                 raise setup_error(plan, index, e.errno or 0, "launcher") from e
+            if debug.ON:
+                debug.say("record", _told(record))
             if record.kind != Kind.BARRIER:
                 break
             _serve_barrier(process, record)

@@ -36,7 +36,7 @@ FLOORS: dict[int, str] = {
     1: "errors units names",
     2: "spec host",
     3: "steps plan profile build devices mounts creds compile",
-    4: "cgroup registry launcher probe interrupts processes freezer",
+    4: "cgroup registry launcher probe interrupts processes freezer debug",
     5: "process templates watch cputime logs lifecycle result streams sandbox converse command "
     "popen namespace terminal",
     6: "container",
