@@ -53,7 +53,9 @@ class Container:
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
-    PID 1. Its output is kept, see ``logs()``, unless *stdout* or *stderr* say otherwise.
+    PID 1. Its output is kept, see ``logs()``, unless *stdout* or *stderr* say otherwise;
+    ``limits.output`` is of each stream of that. With ``pty=True`` there is a *terminal* to type
+    into, as long as it runs.
 
     Raises:
         SpecError: a keyword's value is wrong.

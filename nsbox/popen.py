@@ -40,7 +40,8 @@ class Popen:
 
     ``with`` or ``close()`` kills what is left. Output that is not piped is relayed by the
     library's thread. See ``run`` for the keywords; ``limits.output`` is kept by
-    ``communicate()``, for who reads the pipes by himself sees how much comes.
+    ``communicate()``, for who reads the pipes by himself sees how much comes. With ``pty=True``
+    *terminal* is the other side of its terminal, to be read and written.
     """
 
     def __init__(
