@@ -244,6 +244,10 @@ class Container:
 
         A PID 1 that does not catch the signal would never see it, so that is killed at once.
         Returns the code, None if it never ran. Stopping a stopped container does nothing.
+
+        Raises:
+            StateError: a process in it sleeps in the kernel and cannot be killed now: it still
+                runs, and can be stopped or closed again.
         """
         if self._status == "created":
             self._allow("stop")
@@ -253,9 +257,17 @@ class Container:
                 process.send_signal(_SIGTERM)
                 self._await_end(grace)
             if self._status == "running":
-                process.kill()
-                self._await_end(None)
+                self._tell("killed")
+                self._kill_and_wait(process)
         return None if self._ended is None else self._ended.returncode
+
+    def _kill_and_wait(self, process: Process) -> None:
+        try:
+            process.kill_and_wait()
+        except StateError as e:
+            if e.status == "stuck":
+                raise
+        self._news()
 
     def _await_end(self, timeout: float | None) -> None:
         """In whatever thread: the library's own may be the one that waits."""
@@ -289,9 +301,9 @@ class Container:
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
         with interrupts.Held():
-            if self._status == "running":
-                self.kill()
-                self._await_end(5)
+            if self._status == "running" and self._process is not None:
+                self._tell("killed")
+                self._kill_and_wait(self._process)
             self._status = "stopped"
             self._log.end()
 

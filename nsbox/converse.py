@@ -192,7 +192,7 @@ def converse(
         with interrupts.Released():
             ended = conversation.run(deadline)
             if ended is None:
-                process.kill()
+                ended = process.kill_and_wait()
                 if any(sink.truncated for sink in sinks.values()):
                     verdict = Verdict(Reason.OUTPUT_LIMIT, "output")
                 elif conversation.spent:
@@ -200,7 +200,6 @@ def converse(
                 else:
                     late = timeout is not None and (wall is None or timeout <= wall)
                     verdict = Verdict(Reason.TIMEOUT, "" if late else "wall")
-                ended = process.wait()
             for sink in sinks.values():
                 sink.drain(patient=verdict.reason is None)
         if verdict.reason is None and any(sink.truncated for sink in sinks.values()):

@@ -289,17 +289,21 @@ class Popen:
             sink.close()
 
     def close(self) -> None:
-        """Kill what is left and give everything back; idempotent."""
+        """Kill what is left and give everything back; idempotent.
+
+        Raises:
+            StateError: a process in it sleeps in the kernel and cannot be killed now.
+        """
         with interrupts.Held():
             self._close()
 
     def _close(self) -> None:
+        stuck: StateError | None = None
         if not self._closed and self._ended is None:
-            self._process.kill()
             try:
-                self._ended = self._process.wait(5)
-            except StateError:  # lost with its launcher
-                pass
+                self._ended = self._process.kill_and_wait()
+            except StateError as e:  # lost with its launcher
+                stuck = e if e.status == "stuck" else None
         self._release()
         for stream in (self.stdin, self.stdout, self.stderr, self.terminal):
             if stream is not None:
@@ -308,6 +312,8 @@ class Popen:
                 except OSError:  # unflushed input that nobody will read
                     pass
         self._stdio.close()
+        if stuck is not None:
+            raise stuck
 
     def __enter__(self) -> Popen:
         return self

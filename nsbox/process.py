@@ -17,8 +17,8 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, debug, freezer, interrupts, launcher, probe, processes, registry
-from nsbox.cgroup import Cgroup, CgroupStats, parents
+from nsbox import _core, debug, freezer, interrupts, launcher, probe, processes, registry, watch
+from nsbox.cgroup import Cgroup, CgroupStats, parents, remove_tree
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.names import At, Clone, Kind, PlanFlag
 from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
+_AGAIN_S = 0.5
 _MSG_CMSG_CLOEXEC, _MSG_DONTWAIT = 0x40000000, 0x40
 
 
@@ -115,6 +116,8 @@ class Process:
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
         self.terminal = -1
+        self._stuck: StateError | None = None
+        self._untold = False
         self._before: processes.Snapshot | None = None
         self._lost = False
         self._ending = False
@@ -245,6 +248,23 @@ class Process:
         if frozen:
             freezer.thaw(frozen)
 
+    def kill_and_wait(self, patience: float | None = None) -> Ended:
+        """SIGKILL, and its end: within *patience* (5 s), but for who cannot be killed.
+
+        Raises:
+            StateError: status "stuck": a process in it sleeps in the kernel (state D, as on a
+                file system whose server hangs). It ends, and its cgroup goes, when that lets go.
+        """
+        self.kill()
+        ended = self.wait(_ABORT_DEADLINE_S if patience is None else patience)
+        if ended is None:
+            where = ", ".join(processes.stuck(self.pid)) if self._alive() else ""
+            self._stuck = StateError("was killed and does not end: a process in it sleeps in the "
+                                     f"kernel ({where or 'none that can be seen'})",
+                                     status="stuck")  # fmt: skip
+            raise self._stuck
+        return ended
+
     def _alive(self) -> bool:
         """Whether its pid is still its own. One that was killed may not know it yet."""
         with self._lock:
@@ -270,10 +290,22 @@ class Process:
         return True
 
     def close(self) -> None:
-        """Kill what still runs, wait for its end, undo in reverse; idempotent."""
+        """Kill what still runs, wait for its end, undo in reverse; idempotent.
+
+        Raises:
+            StateError: see ``kill_and_wait``; what can be undone was.
+        """
         with interrupts.Held(), self._lock:
             undo, self._undo = self._undo, ExitStack()
-            undo.close()
+            try:
+                undo.close()
+            except OSError:
+                if self._stuck is None or self.cgroup is None:
+                    raise
+                _remove_later(self.cgroup)
+            stuck, self._untold = self._stuck if self._untold else None, False
+        if stuck is not None:
+            raise stuck
 
     def end(self) -> None:
         """The first undo: no process may outlive what it stands on."""
@@ -282,9 +314,10 @@ class Process:
         self._know_pidfd()
         self._ending = True
         if self._ended is None and not self._lost:
-            self.kill()
             try:
-                self.wait(_ABORT_DEADLINE_S)
+                self._untold = self._stuck is None
+                self.kill_and_wait(0.0 if self._stuck else None)
+                self._untold = False
             except StateError:
                 pass
         if self._lost and self.pidfd >= 0:
@@ -330,6 +363,15 @@ class Process:
             if self.terminal >= 0:
                 os.close(self.terminal)
                 self.terminal = -1
+
+
+def _remove_later(cgroup: Cgroup) -> None:
+    """Who is in it cannot be killed now: try again until it can."""
+    try:
+        for directory in cgroup.directories:
+            remove_tree(directory, time.monotonic())
+    except OSError:
+        watch.get().call_later(_AGAIN_S, functools.partial(_remove_later, cgroup))
 
 
 # -------------------------------------------------------------------- spawn

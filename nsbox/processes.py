@@ -144,6 +144,22 @@ def _peak(pid: int) -> int:
     return 0
 
 
+def stuck(root: int) -> list[str]:
+    """Those of its tree that cannot be killed now: pid, name, and where in the kernel it waits."""
+    found = []
+    for stat in stats(root):
+        if stat.state == "D":
+            try:
+                with open(f"/proc/{stat.pid}/wchan") as file:
+                    place = file.read() or "?"
+                with open(f"/proc/{stat.pid}/comm", encoding="utf-8", errors="replace") as file:
+                    name = file.read()[:-1]
+            except OSError:
+                continue
+            found.append(f"{stat.pid} {name!r} in {place if place != '0' else '?'}")
+    return found
+
+
 def members(root: int) -> list[int]:
     """Pids in the pid namespace of *root*, those that came by setns(2) too, and its tree."""
     found = set(tree(root))

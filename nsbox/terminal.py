@@ -88,6 +88,10 @@ class Terminal:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
     def __enter__(self) -> Terminal:
         return self
 

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import struct
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from run import kit
 from support import poll_until, scaled
 
 import nsbox
-from nsbox import Limits, Reason
+from nsbox import Limits, Reason, cgroup
 
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 MIB = 1 << 20
@@ -253,6 +256,86 @@ def test_sigkill_alone_does_not_end_what_the_v1_freezer_holds() -> None:
         signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
         with pytest.raises(nsbox.TimeoutExpired):
             process.wait(0.3)
+
+
+# -- what cannot be killed ----------------------------------------------------------------------
+
+ON_A_FUSE = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir("/m/fuse")
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % int(sys.argv[1])
+assert libc.mount(b"nsbox", b"/m/fuse", b"fuse", 6, options) == 0, ctypes.get_errno()
+os.close(int(sys.argv[1]))  # or it would hold the server alive itself
+os.stat("/m/fuse/file")
+"""
+
+
+def _request(fuse: int) -> bytes:
+    try:
+        return os.read(fuse, 1 << 18) if select.select([fuse], [], [], 0)[0] else b""
+    except PermissionError:  # it is not mounted yet
+        return b""
+
+
+def _serve_one(fuse: int) -> None:
+    """Answer FUSE_INIT, take the next request, and say nothing to it. fuse(4)."""
+    for opcode in (26, 1):  # FUSE_INIT, FUSE_LOOKUP
+        request = poll_until(lambda: _request(fuse), 15, what="a request of the file system")
+        assert struct.unpack_from("I", request, 4)[0] == opcode
+        if opcode == 26:
+            body = struct.pack("IIIIHHII32x", 7, 31, 0, 0, 0, 0, 1 << 16, 0)
+            (unique,) = struct.unpack_from("Q", request, 8)
+            os.write(fuse, struct.pack("IiQ", 16 + len(body), 0, unique) + body)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", ["timeout", "popen", "container"])
+def test_a_process_that_cannot_be_killed_is_told_of_in_time_and_goes_later(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not Path("/dev/fuse").exists():
+        pytest.skip("no /dev/fuse")
+    monkeypatch.setattr("nsbox.process._ABORT_DEADLINE_S", scaled(0.5))
+    fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    args = ["/usr/bin/python3", "-I", "-S", "-c", ON_A_FUSE, str(fuse)]
+    keywords: dict[str, Any] = {"mounts": [nsbox.Mount.tmpfs("/m")], "profile": "none",
+                                "pass_fds": [fuse], "limits": Limits(pids=50)}  # fmt: skip
+    server = threading.Thread(target=_serve_one, args=(fuse,))
+    server.start()
+    groups = set(cgroup.parents().directories)
+    box: Any = None
+    try:
+        if way != "timeout":
+            box = (
+                nsbox.Popen(args, **keywords)
+                if way == "popen"
+                else nsbox.Container(args, **keywords)
+            )
+            box = box.start() if way == "container" else box
+            server.join(kit.PATIENCE)
+        end = {
+            "timeout": lambda: nsbox.run(args, timeout=scaled(1), **keywords),
+            "popen": lambda: box.close(),
+            "container": lambda: box.stop(grace=0),
+        }[way]
+        with pytest.raises(nsbox.StateError, match="sleeps in the kernel") as caught:
+            with kit.at_most(5):
+                end()
+        assert caught.value.status == "stuck"
+        assert "'python3' in" in str(caught.value)
+    finally:
+        server.join(kit.PATIENCE)
+        os.close(fuse)  # the request is answered by its end
+    mine = f"nsbox-{os.getpid()}-"
+
+    def gone() -> bool:
+        if way == "container":
+            box.close()
+        return not [name for _, where in groups for name in os.listdir(where)
+                    if name.startswith(mine)]  # fmt: skip
+
+    poll_until(gone, 5, what="the cgroup of what was stuck")
 
 
 # -- usage of what was killed -------------------------------------------------------------------
