@@ -7,6 +7,7 @@ the caller's shell. It gets one of its own, and ``attach`` copies bytes between 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import os
@@ -35,11 +36,13 @@ _DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 class Terminal:
     """The caller's side of the pty of a sandbox: what is written to it is typed there.
 
-    ``close()`` hangs up: SIGHUP to the sandbox's foreground processes.
+    ``close()`` hangs up: SIGHUP to the sandbox's foreground processes. The end of a container
+    closes it, too. Safe from any thread.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._lock = threading.Lock()
 
     def fileno(self) -> int:
         """The master of the pty. Raises ValueError after ``close()``."""
@@ -47,50 +50,60 @@ class Terminal:
             raise ValueError("this terminal is closed")
         return self._fd
 
+    def dup(self) -> int:
+        """Another descriptor of it, the caller's to close. Raises ValueError after ``close()``."""
+        with self._lock:  # or its number may be another file's by now
+            return os.dup(self.fileno())
+
     @property
     def closed(self) -> bool:
         return self._fd < 0
 
     def read(self, size: int = _CHUNK) -> bytes:
         """What was written to it, at least a byte; b"" when nobody has it open any more."""
+        fd = self.dup()
         try:
-            return os.read(self.fileno(), size)
-        except BlockingIOError:
-            raise
-        except OSError:  # EIO: the last one has closed it
-            return b""
+            return os.read(fd, size)
+        except OSError as e:
+            if e.errno != errno.EIO:
+                raise
+            return b""  # the last one has closed it
+        finally:
+            os.close(fd)
 
     def write(self, data: bytes) -> int:
         """Type *data*, all of it; waits while the sandbox does not read."""
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self.fileno(), view) :]
-            except BlockingIOError:
-                select.select([], [self._fd], [])
+        fd = self.dup()
+        try:
+            _write_all(fd, data)
+        finally:
+            os.close(fd)
         return len(data)
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns. tty_ioctl(4) TIOCGWINSZ."""
-        return window_size(self.fileno())
+        with self._lock:
+            return window_size(self.fileno())
 
     def resize(self, rows: int, columns: int) -> None:
         """Sets its size; the sandbox's foreground processes get SIGWINCH when it changes."""
         for value in (rows, columns):
             if not 0 < value < 1 << 16:
                 raise SpecError("size", f"{value!r} is not a number of rows or columns")
-        fcntl.ioctl(self.fileno(), termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        with self._lock:
+            fcntl.ioctl(self.fileno(), termios.TIOCSWINSZ, size)
 
     def close(self) -> None:
         """Hang up; idempotent."""
-        if self._fd >= 0:
+        with self._lock:
             fd, self._fd = self._fd, -1
+        if fd >= 0:
             os.close(fd)
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.close()
+        self.close()
 
     def __enter__(self) -> Terminal:
         return self
@@ -100,6 +113,17 @@ class Terminal:
 
     def __repr__(self) -> str:
         return f"<nsbox.Terminal {'closed' if self.closed else self._fd}>"
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
 
 
 def window_size(fd: int) -> tuple[int, int]:
@@ -170,7 +194,7 @@ def attach(process: Popen | Container, stdin: int = 0, stdout: int = 1) -> int:
     terminal its content is typed, and then ^D.
 
     Args:
-        process: one that runs. Of a ``Container`` what it has written before is shown first.
+        process: one that was started. Of a ``Container`` what it has written before is shown first.
         stdin, stdout: descriptors of the caller's.
 
     Returns:
@@ -180,15 +204,17 @@ def attach(process: Popen | Container, stdin: int = 0, stdout: int = 1) -> int:
         StateError: it has no terminal.
     """
     terminal = process.terminal
-    if terminal is None or terminal.closed:
+    if terminal is None:
         raise StateError("this sandbox has no terminal: start it with pty=True", status="no pty")
     shown = next((fd for fd in (stdout, stdin) if os.isatty(fd)), -1)
 
     def resize() -> None:
-        if shown >= 0 and not terminal.closed:
-            rows, columns = window_size(shown)
-            if rows and columns:
+        rows, columns = window_size(shown) if shown >= 0 else (0, 0)
+        if rows and columns:
+            try:
                 terminal.resize(rows, columns)
+            except ValueError:  # it has ended
+                pass
 
     resize()
     relay = _Relay(process, terminal, stdin, stdout)
@@ -203,7 +229,10 @@ class _Relay:
     def __init__(
         self, process: Popen | Container, terminal: Terminal, stdin: int, stdout: int
     ) -> None:
-        self._master = os.dup(terminal.fileno())  # the end of a container closes its own
+        try:
+            self._master = terminal.dup()
+        except ValueError:  # it has ended: there is only what it wrote
+            self._master = -1
         self._stdin, self._stdout = stdin, stdout
         self._typed = bytearray()
         self._line_begun = self._stdin_ended = False
@@ -213,12 +242,14 @@ class _Relay:
         if log is not None:
             copy = functools.partial(self._copy, log.follow_bytes("both", None))
             self._copier = threading.Thread(target=copy, name="nsbox-attach", daemon=True)
-        self._pidfd = os.dup(process.pidfd) if process.pidfd >= 0 else -1
+        alive = self._master >= 0 and process.pidfd >= 0
+        self._pidfd = os.dup(process.pidfd) if alive else -1
 
     def run(self) -> None:
-        was_blocking = os.get_blocking(self._master)
-        os.set_blocking(self._master, False)
+        blocking = self._master >= 0 and os.get_blocking(self._master)
         try:
+            if blocking:
+                os.set_blocking(self._master, False)
             if self._copier is not None:
                 self._copier.start()
             while self._pidfd >= 0 and self._once():
@@ -228,7 +259,8 @@ class _Relay:
             if self._copier is not None:
                 self._copier.join()
         finally:
-            os.set_blocking(self._master, was_blocking)
+            if blocking:
+                os.set_blocking(self._master, True)
             for fd in {self._master, self._pidfd} - {-1}:
                 os.close(fd)
 
@@ -293,12 +325,8 @@ class _Relay:
                 return
 
     def _write(self, data: bytes) -> bool:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._stdout, view) :]
-            except BlockingIOError:
-                select.select([], [self._stdout], [])
-            except OSError:  # nobody looks any more
-                return False
+        try:
+            _write_all(self._stdout, data)
+        except OSError:  # nobody looks any more
+            return False
         return True

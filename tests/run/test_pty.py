@@ -271,7 +271,8 @@ def test_attach_passes_on_keys_that_would_be_signals_for_the_caller() -> None:
 
 
 def test_attach_forwards_the_size_of_the_window() -> None:
-    script = "trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.01; done"
+    first = "until stty size | grep -q '33 77'; do sleep 0.02; done; "
+    script = first + "trap 'stty size; exit 5' WINCH; echo ready; while :; do sleep 0.01; done"
     with terminal_of_a_program(ATTACH, script) as (master, program):
         read_until(master, b"ready")
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 55, 0, 0))
@@ -314,6 +315,16 @@ def test_attach_to_a_container_shows_what_was_and_what_comes() -> None:
         assert program.wait(kit.PATIENCE) == 0
 
 
+@pytest.mark.parametrize("kind", ["Popen", "Container"])
+def test_attach_to_what_has_just_ended_shows_what_it_wrote(kind: str) -> None:
+    code = ATTACH.replace("nsbox.Popen(", f"nsbox.{kind}(").replace(
+        "    code =", "    process.wait(20)\n    code ="
+    )
+    with terminal_of_a_program(code, "echo quick; exit 8") as (master, program):
+        assert b"quick" in read_until(master, b"code 8")
+        assert program.wait(kit.PATIENCE) == 0
+
+
 def test_attach_types_what_is_no_terminal() -> None:
     script = "stty -echo; cat; exit 6"
     argv = [sys.executable, "-c", ATTACH, script]
@@ -326,6 +337,18 @@ def test_attach_types_what_is_no_terminal() -> None:
 def test_attach_needs_a_terminal() -> None:
     with nsbox.Popen(["sleep", "1000"]) as process, pytest.raises(nsbox.StateError, match="pty"):
         nsbox.attach(process)
+
+
+def test_a_terminal_that_was_closed_says_so() -> None:
+    with nsbox.Container(["true"], pty=True) as container:
+        container.wait(kit.PATIENCE)
+        poll_until(lambda: container.terminal is not None and container.terminal.closed)
+        assert container.terminal is not None
+        for use in (container.terminal.read, lambda: container.terminal.write(b"x"),
+                    lambda: container.terminal.size, container.terminal.fileno):  # fmt: skip
+            with pytest.raises(ValueError, match="closed"):
+                use()
+        container.terminal.close()
 
 
 # -- what is typed into the caller's terminal (TIOCSTI) -----------------------------------------
