@@ -258,6 +258,13 @@ class Cgroup:
             return self._cpu_used({})
         return self._cpu_used(_counters(f"{self.directories[0]}/cpu.stat"))
 
+    def counts_all(self) -> bool:
+        """Whether it counts CPU time and the peak of memory, or they must be asked of processes."""
+        memory = self._directories.get("memory")
+        if self.version == 1:
+            return memory is not None and "cpuacct" in self._directories
+        return memory is not None and os.path.exists(f"{memory}/memory.peak")
+
     def _cpu_used(self, counters: dict[str, int]) -> float | None:
         """On v1 only where cpuacct was asked for; its usage_user and usage_sys count ticks."""
         if self.version == 2:

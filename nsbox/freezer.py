@@ -46,7 +46,8 @@ def thaw(pids: list[int]) -> None:
 
     Nothing where none is frozen, or where the caller may not.
     """
-    mount, own = _mount(os.getpid()), _path("self")
+    mount = _mount(os.getpid()) if pids else None
+    own = _path("self") if mount is not None else None
     if mount is None or own is None:
         return
     point, root = mount

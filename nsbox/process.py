@@ -237,16 +237,16 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
-        if self.cgroup is None and self._before is None and self._alive():
-            before = processes.snapshot(self.pid)
+        counted = self.cgroup is not None and self.cgroup.counts_all()
+        look = (not counted or freezer.mounted()) and self._alive()
+        tree = processes.tree(self.pid) if look else []
+        if tree and not counted and self._before is None:
+            before = processes.snapshot(tree)
             self._before = before if self._alive() else None
-        # PID 1 ends after all others, so none of them may stay frozen.
-        frozen = processes.tree(self.pid) if freezer.mounted() and self._alive() else []
         self.send_signal(signal.SIGKILL)
         if self.cgroup is not None and not self.plan.clone.flags & Clone.NEWPID:
             self.cgroup.kill()
-        if frozen:
-            freezer.thaw(frozen)
+        freezer.thaw(tree)  # PID 1 ends after all others, so none of them may stay frozen
 
     def kill_and_wait(self, patience: float | None = None) -> Ended:
         """SIGKILL, and its end: within *patience* (5 s), but for who cannot be killed.

@@ -126,9 +126,9 @@ def stats(root: int) -> list[Stat]:
     return [stat for pid in tree(root) if (stat := read_stat(pid)) is not None]
 
 
-def snapshot(root: int) -> Snapshot:
-    """What its ``tree`` has used: the kernel forgets it of those who end with their PID 1."""
-    found = stats(root)
+def snapshot(pids: list[int]) -> Snapshot:
+    """What a ``tree`` has used: the kernel forgets it of those who end with their PID 1."""
+    found = [stat for pid in pids if (stat := read_stat(pid)) is not None]
     most = max((_peak(stat.pid) for stat in found), default=0)
     return Snapshot(sum(stat.user for stat in found), sum(stat.system for stat in found), most)
 

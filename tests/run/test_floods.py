@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from run import kit
 from support import poll_until, scaled
 
 import nsbox
-from nsbox import Limits, Reason, cgroup
+from nsbox import Limits, Reason, cgroup, probe
 
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 MIB = 1 << 20
@@ -341,16 +342,14 @@ def test_a_process_that_cannot_be_killed_is_told_of_in_time_and_goes_later(
 # -- usage of what was killed -------------------------------------------------------------------
 
 
-def test_usage_of_a_killed_tree_is_known_without_a_cgroup(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cgroups", [True, False], ids=["as it is", "without cgroups"])
+def test_usage_of_a_killed_tree_is_known(monkeypatch: pytest.MonkeyPatch, cgroups: bool) -> None:
     """The kernel adds up nothing of those who are killed with their PID 1."""
-    import dataclasses
-
-    from nsbox import probe
-
-    bare = dataclasses.replace(probe.host(), controllers=(), cgroup_version=0)
-    monkeypatch.setattr(probe, "host", lambda **_: bare)
+    if not cgroups:
+        bare = dataclasses.replace(probe.host(), controllers=(), cgroup_version=0)
+        monkeypatch.setattr(probe, "host", lambda **_: bare)
     code = "x = bytearray(40 << 20)\nwhile True: pass"
     done = kit.python(code, limits=Limits(wall=scaled(0.8)))
     assert done.reason is Reason.TIMEOUT
     assert 40 << 20 < done.usage.memory_peak < 200 << 20
-    assert done.usage.cpu_user > 0.05
+    assert done.usage.cpu_user + done.usage.cpu_system > 0.05
