@@ -81,6 +81,7 @@ enum nsb_opcode {
 	NSB_OP_EXEC,
 	NSB_OP_PAUSE,
 	NSB_OP_OPEN,
+	NSB_OP_PTY,
 	NSB_OP_MAX,
 };
 

@@ -4,6 +4,7 @@
 
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 
 int step_umask(struct nsb_ctx *cx, const struct nsb_op *op)
@@ -23,12 +24,34 @@ int step_rlimit(struct nsb_ctx *cx, const struct nsb_op *op)
 
 int step_setsid(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	int err;
+	int err = (int)nsb_sys0(__NR_setsid);
 
-	(void)op;
 	cx->call = "setsid";
-	err = (int)nsb_sys0(__NR_setsid);
+	if (err >= 0 && op->n) {
+		cx->call = "ioctl";
+		err = (int)nsb_sys3(__NR_ioctl, 0, TIOCSCTTY, 0);
+	}
 	return err < 0 ? err : 0;
+}
+
+/* A terminal of the sandbox's own: the slave into slot b, the master to the owner through the
+ * socket in slot a. Made with the payload's ids, so that it owns /dev/pts/0; the slave is opened
+ * by the master (Linux 4.13), for names in /dev/pts can be anybody's. */
+int step_pty(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	int master = nsb_in_root(cx, "/dev/pts/ptmx", O_RDWR | O_NOCTTY), locked = 0, slave;
+
+	if (master < 0)
+		return master;
+	cx->call = "ioctl";
+	nsb_sys3(__NR_ioctl, master, TIOCSPTLCK, &locked); /* or the third one fails */
+	nsb_sys3(__NR_ioctl, master, TIOCSWINSZ, &op->n);
+	slave = (int)nsb_sys3(__NR_ioctl, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	cx->slots[op->b] = slave;
+	if (slave >= 0)
+		nsb_send(cx->slots[op->a], &(struct nsb_record){ 0 }, master);
+	sys_close(master);
+	return slave < 0 ? slave : 0;
 }
 
 int step_dumpable(struct nsb_ctx *cx, const struct nsb_op *op)
@@ -76,7 +99,7 @@ static int make_way(struct nsb_ctx *cx, int number)
 
 int step_fd(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	int err, number = (int)op->n, source;
+	int err, number = (int)op->n;
 
 	cx->call = "fcntl";
 	if (cx->slots[op->a] == number)
@@ -84,9 +107,8 @@ int step_fd(struct nsb_ctx *cx, const struct nsb_op *op)
 	err = make_way(cx, number);
 	if (err < 0)
 		return err;
-	source = cx->slots[op->a];
 	cx->call = "dup3";
-	err = (int)nsb_sys3(__NR_dup3, source, number, 0);
+	err = (int)nsb_sys3(__NR_dup3, cx->slots[op->a], number, 0);
 	return err < 0 ? err : 0;
 }
 

@@ -34,7 +34,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_CHDIR] = step_chdir,
 	[NSB_OP_RLIMIT] = step_rlimit, /* a: RLIMIT_*, n: soft, m: hard */
 	[NSB_OP_KEYRING] = step_keyring,
-	[NSB_OP_SETSID] = step_setsid,
+	[NSB_OP_SETSID] = step_setsid,	       /* n: 1, descriptor 0 becomes the terminal */
 	[NSB_OP_BOUNDING] = step_bounding,     /* n: capabilities kept */
 	[NSB_OP_SECUREBITS] = step_securebits, /* n: SECBIT_* */
 	[NSB_OP_CAPS] = step_caps,	       /* n: permitted and effective, m: inheritable */
@@ -50,6 +50,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_EXEC] = step_exec,
 	[NSB_OP_PAUSE] = step_pause,
 	[NSB_OP_OPEN] = step_open,
+	[NSB_OP_PTY] = step_pty, /* n: struct winsize */
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.lifecycle import Events as Events
+    from nsbox.lifecycle import LifeEvent as LifeEvent
+    from nsbox.lifecycle import events as events
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
     from nsbox.namespace import namespaces as namespaces
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from nsbox.podspec import ContainerSpec as ContainerSpec
     from nsbox.podspec import Sidecar as Sidecar
     from nsbox.popen import Popen as Popen
+    from nsbox.processes import ProcessInfo as ProcessInfo
     from nsbox.registry import gc as gc
     from nsbox.result import Completed as Completed
     from nsbox.result import Reason as Reason
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
+    from nsbox.terminal import Terminal as Terminal
+    from nsbox.terminal import attach as attach
     from nsbox.usage import CgroupStats as CgroupStats
     from nsbox.usage import DiskStats as DiskStats
 
@@ -57,6 +63,8 @@ _WHERE = {
     "Container": "container",
     "ContainerSpec": "podspec",
     "DiskStats": "usage",
+    "Events": "lifecycle",
+    "LifeEvent": "lifecycle",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",
@@ -64,6 +72,7 @@ _WHERE = {
     "NsboxError": "errors",
     "Pod": "pod",
     "Popen": "popen",
+    "ProcessInfo": "processes",
     "Reason": "result",
     "RemoteError": "errors",
     "Rootfs": "spec",
@@ -71,10 +80,13 @@ _WHERE = {
     "SpecError": "errors",
     "Sidecar": "podspec",
     "StateError": "errors",
+    "Terminal": "terminal",
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
     "delegate": "delegate",
+    "attach": "terminal",
+    "events": "lifecycle",
     "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",

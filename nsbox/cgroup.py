@@ -390,6 +390,15 @@ class Cgroup:
         """Processes that the OOM killer ended here, by the kernel's own counter."""
         return self._backend.oom_kills(self._directories) if "memory" in self._directories else 0
 
+    def cpu_used(self) -> float | None:
+        """Seconds of CPU that everything in it has used; None where that is not counted."""
+        used: float | None = self._backend.cpu(self._directories)[1]
+        return used
+
+    def counts_all(self) -> bool:
+        """Whether it counts CPU time and the peak of memory, or they must be asked of processes."""
+        return bool(self._backend.counts_all(self._directories))
+
     # ------------------------------------------------------------ for the spawn
 
     def open_for_child(self) -> dict[str, int]:
@@ -417,10 +426,12 @@ class Cgroup:
             if peak is None or peak >= self._pids_max:
                 refused = cgroupfs.counter(f"{where['pids']}/pids.events", "max")
         disks = backend.disks(where["io"]) if "io" in where else None
+        throttled, used = backend.cpu(where)
         return Tally(
             memory_peak=backend.memory_peak(where),
             pids_peak=peak,
-            throttled=backend.throttled(where) if "cpu" in where else None,
+            throttled=throttled,
+            cpu_used=used,
             oom_kills=self.oom_kills(),
             forks_refused=refused,
             io_read=None if disks is None else sum(disk.read_bytes for disk in disks.values()),

@@ -140,6 +140,22 @@ def throttled(directories: Directories) -> float | None:
     return cgroupfs.counter(f"{directories['cpu']}/cpu.stat", "throttled_time") / 1e9
 
 
+def cpu(directories: Directories) -> tuple[float | None, float | None]:
+    """Seconds for which it was throttled, and seconds of CPU time: cpuacct.usage counts in
+    nanoseconds, its usage_user and usage_sys in ticks."""
+    used = None
+    if "unified" in directories:
+        used = cgroupfs.counter(f"{directories['unified']}/cpu.stat", "usage_usec") / 1e6
+    elif "cpuacct" in directories:
+        count = cgroupfs.number(f"{directories['cpuacct']}/cpuacct.usage")
+        used = None if count is None else count / 1e9
+    return throttled(directories), used
+
+
+def counts_all(directories: Directories) -> bool:
+    return "memory" in directories and bool({"unified", "cpuacct"} & set(directories))
+
+
 def memory_peak(directories: Directories) -> int | None:
     if "memory" not in directories:
         return None

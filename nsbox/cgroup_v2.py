@@ -76,9 +76,16 @@ def stats(directories: Directories) -> CgroupStats:
     )
 
 
-def throttled(directories: Directories) -> float | None:
-    cpu = cgroupfs.counters(f"{next(iter(directories.values()))}/cpu.stat")
-    return cpu["throttled_usec"] / 1e6 if "throttled_usec" in cpu else None
+def cpu(directories: Directories) -> tuple[float | None, float | None]:
+    """Seconds for which it was throttled, and seconds of CPU time."""
+    found = cgroupfs.counters(f"{next(iter(directories.values()))}/cpu.stat")
+    throttled, used = (found.get(f"{name}_usec") for name in ("throttled", "usage"))
+    return (None if throttled is None else throttled / 1e6, None if used is None else used / 1e6)
+
+
+def counts_all(directories: Directories) -> bool:
+    """memory.peak is there since Linux 5.19."""
+    return os.path.exists(f"{next(iter(directories.values()))}/memory.peak")
 
 
 def memory_peak(directories: Directories) -> int | None:

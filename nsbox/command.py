@@ -39,6 +39,9 @@ def run(
         env: variables beside PATH, HOME, LANG and USER.
         user: uid or ``"uid:gid"`` inside.
         groups, capabilities, rlimits, pass_fds: more of the process, none by default.
+        umask: of the payload, 0o022 by default.
+        pty: True, or (rows, columns): all three streams are a terminal of its own.
+        devices: names of devices of the host's: ``"fuse"``, ``"gpu"``, ``"kvm"``, ``"tun"``.
         hostname: of a UTS namespace of its own.
         mounts: ``Mount`` objects.
         files: contents by relative path: bytes, str, or a Path to be read; put into /tmp.

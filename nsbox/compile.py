@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox import creds, limits, mounts
+from nsbox import creds, devices, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -44,7 +44,6 @@ SIGKILL = 9
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
 _LATE = ("cgroup", "time")
-_NOT_YET = ("cpu_time",)
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -66,21 +65,14 @@ def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str,
     return tuple(kind for kind in NAMESPACES if kind in wanted and kind not in join)
 
 
-def _refuse_what_is_missing(build: Build) -> None:
-    """A limit that nothing here would enforce is an error, never a decoration."""
-    for name in _NOT_YET:
-        if getattr(build.spec.limits, name) is not None:
-            build.cannot(f"limits.{name}", "this version of nsbox does not enforce it")
-
-
 def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
     files = limits.cgroup_limits(build)
-    if not files:
+    controllers = tuple(dict.fromkeys([*limits.controllers_of(files), *limits.cpu_counter(build)]))
+    if not controllers:
         if "pid" in build.join:
             build.applied["pid"] = "shared: without a cgroup, it ends with its mount namespace"
         return
-    controllers = limits.controllers_of(files)
     build.add(MakeCgroup(controllers, "limits"), *files)
     for controller in controllers if build.host.cgroup_version == 1 else ():
         if controller != "bpf":
@@ -263,6 +255,8 @@ def _environment(build: Build) -> tuple[str, ...]:
     user = {0: "root", 65534: "nobody"}.get(build.uid, "user")
     env = {"PATH": PATH, "HOME": "/root" if build.uid == 0 else "/tmp",
            "LANG": "C.UTF-8", "USER": user}  # fmt: skip
+    if build.spec.pty is not None:
+        env["TERM"] = "xterm"
     env.update(build.spec.env or ())
     return tuple(f"{key}={value}" for key, value in env.items())
 
@@ -293,17 +287,20 @@ def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
     if build.own("mnt") or build.spec.cwd is not None:
         build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
-    build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
+    mask = build.spec.umask
+    source = "profile" if mask == Spec.umask else "umask"
+    build.add(Number(Opcode.UMASK, "umask", f"{mask:03o}", mask, source))
     creds.add_credentials(build)
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
     creds.add_descriptors(build)
     creds.add_rlimits(build)
-    build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+    init = build.spec.init and build.has_new("pid")
+    build.add(devices.new_session(build, payload=not init))
     build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))
-    if build.spec.init and build.has_new("pid"):
+    if init:
         build.flags |= PlanFlag.INIT
         build.add(Simple(Opcode.INIT, "init", "PID 1 is nsbox-init; its child goes on", "init"))
-        build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
+        build.add(devices.new_session(build, payload=True))
 
 
 def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "") -> Build:
@@ -312,8 +309,8 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
     if spec.root == Rootfs() and "mnt" not in build.new:
         build.spec = replace(spec, root=Rootfs.inherit())
     mounts.check_root(build)
+    devices.check(build)
     creds.decide_ids(build)
-    _refuse_what_is_missing(build)
     if spec.namespaces is not None and "pid" not in build.new and "pid" not in join:
         build.applied["pid"] = "missing: a tree of processes ends with its cgroup only"
     for measure, why in build.profile.missing:

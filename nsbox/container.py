@@ -13,25 +13,28 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import enter, interrupts, nslist, probe, watch
+from nsbox import cputime, enter, interrupts, lifecycle, logs, nslist, probe, processes, watch
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
-from nsbox.names import NAMESPACES
+from nsbox.logs import Log
+from nsbox.names import NAMESPACES, Clone
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
-from nsbox.streams import PIPE, Sink, connect, take
+from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nsbox.plan import Plan
     from nsbox.popen import Popen
     from nsbox.process import Ended, Process
+    from nsbox.processes import ProcessInfo
     from nsbox.spec import Spec
+    from nsbox.terminal import Terminal
 
-LOG_BYTES = 1 << 20
 _SIGTERM, _SIGKILL = 15, 9
+STREAMS = ("stdin", "stdout", "stderr")
 
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
@@ -58,29 +61,20 @@ TRANSITIONS: dict[str, dict[str, str]] = {
 }
 
 
-class Log:
-    """The last output of both streams, in the order in which it came; at most 1 MiB."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-        self._lock = threading.Lock()
-
-    def append(self, data: bytes) -> None:
-        with self._lock:
-            self._data += data
-            if len(self._data) > LOG_BYTES:
-                del self._data[:-LOG_BYTES]
-
-    def text(self) -> str:
-        with self._lock:
-            return self._data.decode("utf-8", "replace")
+def _read(sink: Sink, overflow: Callable[[], None]) -> None:
+    """By the watch: output has come."""
+    take(sink)
+    if sink.truncated:
+        overflow()
 
 
 class Container(Control):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
-    PID 1. Its output is kept, see ``logs()``, unless *stdout* or *stderr* say otherwise.
+    PID 1. Its output is kept, see ``logs()``, unless *stdout* or *stderr* say otherwise;
+    ``limits.output`` is of each stream of that. With ``pty=True`` there is a *terminal* to type
+    into, as long as it runs.
 
     Raises:
         SpecError: a keyword's value is wrong.
@@ -97,14 +91,15 @@ class Container(Control):
         init: bool = False,
         **keywords: Any,
     ) -> None:
+        self.terminal: Terminal | None = None
+        self._pod = str(keywords.pop("_pod", ""))  # of a pod's own
         self._wanted = (args, {**keywords, "init": init})
         self.spec: Spec = check_spec(*self._wanted)
-        if self.spec.limits.output is not None:
-            raise SpecError("limits.output", "is for run(): of a container's output the last "
-                            "1 MiB is kept")  # fmt: skip
         for number, stream in enumerate((stdin, stdout, stderr)):
+            if stream is not None and self.spec.pty is not None:
+                raise SpecError(STREAMS[number], "is the terminal, with pty=True")
             if stream == PIPE:
-                raise SpecError(("stdin", "stdout", "stderr")[number], "PIPE is for Popen")
+                raise SpecError(STREAMS[number], "PIPE is for Popen")
         self.name = name or Path(self.spec.args[0]).name
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
@@ -119,7 +114,9 @@ class Container(Control):
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
+        self._meter: cputime.Meter | None = None
         self._lock = threading.RLock()
+        self._tell("created")
 
     # ------------------------------------------------------------ lifecycle
 
@@ -144,7 +141,7 @@ class Container(Control):
             self._status = "stopped"
             self.spec = build_spec(*self._wanted)
             kinds, pidfd, id_map = self._join
-            stdio = connect(*self._stdio_wanted)
+            stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
                 self._process = launch(
                     self.spec, stdio, join=kinds, joined_pidfd=pidfd, join_map=id_map
@@ -155,17 +152,26 @@ class Container(Control):
             self._status = "running"
             self._members = self._known_by_mounts()
             nslist.boxes[self._process.pid] = self._box or self.name
+            self._tell("started")
             keeper = watch.get()
+            if self.spec.pty is not None:
+                stdio.ours[1] = self._open_terminal()
             for number in (1, 2):
                 if number in stdio.ours:
-                    sink = Sink(stdio.take(number), keep=False, into=self._log.append)
+                    into = functools.partial(self._log.append, number)
+                    limit = self.spec.limits.output_bytes
+                    sink = Sink(stdio.take(number), keep=False, into=into, limit=limit)
                     self._sinks.append(sink)
-                    keeper.add(sink.fd, functools.partial(take, sink))
+                    overflow = watch.weakly(self._overflow)
+                    keeper.add(sink.fd, functools.partial(_read, sink, overflow))
             stdio.close()
             keeper.add(self._process.fileno(), self._news)
             watch_oom(self._process)
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+            self._meter = cputime.meter(self._process)
+            if self._meter is not None:
+                self._meter.keep(self._spend_cpu)
         return self
 
     def _known_by_mounts(self) -> int:
@@ -180,10 +186,34 @@ class Container(Control):
         except OSError:
             return 0
 
+    def _open_terminal(self) -> int:
+        """One descriptor of it is the log's, the other whoever's that types."""
+        assert self._process is not None
+        from nsbox.terminal import Terminal
+
+        self.terminal = Terminal(self._process.terminal)
+        self._process.terminal = -1
+        return os.dup(self.terminal.fileno())
+
+    def _overflow(self) -> None:
+        self._end_for(Verdict(Reason.OUTPUT_LIMIT, "output"))
+
+    def _tell(self, what: str, detail: str = "") -> None:
+        pid = self._process.pid if self._process is not None else None
+        lifecycle.emit(what, "container", self.name, pod=self._pod, pid=pid, detail=detail)
+
     def _time_out(self) -> None:
+        self._end_for(Verdict(Reason.TIMEOUT, "wall"))
+
+    def _spend_cpu(self) -> None:
+        self._end_for(Verdict(Reason.CPU_TIME, "cpu_time"))
+
+    def _end_for(self, verdict: Verdict) -> None:
         with self._lock:
-            if self._status == "running" and self._process is not None:
-                self._verdict = Verdict(Reason.TIMEOUT, "wall")
+            running = self._status == "running" and self._verdict.reason is None
+            if running and self._process is not None:
+                self._verdict = verdict
+                self._tell("killed", verdict.limit)
                 self._process.kill()
 
     def _news(self) -> None:
@@ -200,6 +230,7 @@ class Container(Control):
                 pass
             self._ended, self._status = ended, "stopped"
             self._release()
+            self._tell_end()
         if self._on_end is not None:
             self._on_end()  # not under our lock: the pod has one of its own
 
@@ -210,6 +241,8 @@ class Container(Control):
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
+        if self._meter is not None:
+            self._meter.cancel()
         self._process.close()
         nslist.boxes.pop(self._process.pid, None)
         if self._members:
@@ -217,7 +250,21 @@ class Container(Control):
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()
+            if sink.truncated and self._verdict.reason is None:
+                self._verdict = Verdict(Reason.OUTPUT_LIMIT, "output")  # quicker than its reader
             sink.close()
+        if self.terminal is not None:
+            self.terminal.close()
+        self._log.end()
+
+    def _tell_end(self) -> None:
+        if self._ended is None or self._process is None:
+            self._tell("died", "lost")
+            return
+        reason, hit = judge(self._process, self._ended, self._verdict)
+        if "memory" in hit:
+            self._tell("oom")
+        self._tell("died", f"{reason.value} {self._ended.returncode}")
 
     def wait(self, timeout: float | None = None) -> int:
         """Waits for the end of PID 1; returns its code, -n for a signal.
@@ -240,6 +287,10 @@ class Container(Control):
 
         A PID 1 that does not catch the signal would never see it, so that is killed at once.
         Returns the code, None if it never ran. Stopping a stopped container does nothing.
+
+        Raises:
+            StateError: a process in it sleeps in the kernel and cannot be killed now: it still
+                runs, and can be stopped or closed again.
         """
         if self._status == "created":
             self._allow("stop")
@@ -250,9 +301,17 @@ class Container(Control):
                 self._thaw()
                 self._await_end(grace)
             if self._status == "running":
-                process.kill()
-                self._await_end(None)
+                self._tell("killed")
+                self._kill_and_wait(process)
         return None if self._ended is None else self._ended.returncode
+
+    def _kill_and_wait(self, process: Process) -> None:
+        try:
+            process.kill_and_wait()
+        except StateError as e:
+            if e.status == "stuck":
+                raise
+        self._news()
 
     def _await_end(self, timeout: float | None) -> None:
         """In whatever thread: the library's own may be the one that waits."""
@@ -315,15 +374,17 @@ class Container(Control):
         """SIGKILL to every process in it; ``wait()`` for the end."""
         self._allow("kill")
         if self._process is not None and self._status == "running":
+            self._tell("killed")
             self._process.kill()
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
         with interrupts.Held():
-            if self._status == "running":
-                self.kill()
-                self._await_end(5)
+            if self._status == "running" and self._process is not None:
+                self._tell("killed")
+                self._kill_and_wait(self._process)
             self._status = "stopped"
+            self._log.end()
 
     def __enter__(self) -> Container:
         if self._status == "created":
@@ -378,9 +439,40 @@ class Container(Control):
             return {}
         return {kind: os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino for kind in NAMESPACES}
 
-    def logs(self) -> str:
-        """What it wrote to both streams: the last 1 MiB, kept after its end."""
-        return self._log.text()
+    def logs(self, stream: str = "both", tail: int | None = None) -> str:
+        """What it wrote: the last 1 MiB of both streams together, kept after its end.
+
+        Args:
+            stream: ``"both"``, in the order in which it came, ``"stdout"`` or ``"stderr"``.
+            tail: the last so many lines of it, instead of all.
+        """
+        logs.check(stream, tail)
+        return self._log.text(stream, tail)
+
+    def follow(
+        self, stream: str = "both", tail: int | None = None, timeout: float | None = None
+    ) -> Iterator[str]:
+        """``logs()``, and then whatever comes, in pieces of any size, until its end.
+
+        Ends, too, when *timeout* (seconds) has passed. One that has not been started is waited
+        for. A reader who is 1 MiB behind misses something.
+        """
+        logs.check(stream, tail)
+        return self._log.follow(stream, tail, timeout)
+
+    def processes(self) -> list[ProcessInfo]:
+        """Everything that runs in it, by pid: the members of its pid namespace, those of nested
+        ones too. Without one of its own: PID 1 and what descends from it.
+
+        What they say of themselves, names and arguments, is theirs to choose.
+        """
+        pid = self.pid
+        if pid is None:
+            return []
+        assert self._process is not None
+        own = self._process.plan.clone.flags & Clone.NEWPID
+        found = processes.members(pid) if own else processes.tree(pid)
+        return [info for one in sorted(found) if (info := processes.info(one)) is not None]
 
     def explain(self) -> Plan:
         """The plan that was, or would be, run."""

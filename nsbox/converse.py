@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import interrupts, watch
+from nsbox import cputime, interrupts, watch
 from nsbox.errors import TimeoutExpired
 from nsbox.result import Completed, Reason, Usage
-from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect
+from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect, connect_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,8 @@ def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tup
         return verdict.reason, tuple(hit)
     if oom and ended.returncode == -_SIGKILL:
         return Reason.OOM, tuple(hit)
+    if cputime.spent(process, ended):
+        return Reason.CPU_TIME, (*hit, "cpu_time")
     return (Reason.SIGNALED if ended.returncode < 0 else Reason.EXITED), tuple(hit)
 
 
@@ -68,10 +71,11 @@ def usage_of(process: Process, ended: Ended) -> Usage:
     peak = (
         stats.memory_peak if stats is not None and stats.memory_peak is not None else ended.maxrss
     )
+    cpu_user, cpu_system = cputime.used(process, ended)
     return Usage(
         wall=process.ended_at - process.started_at,
-        cpu_user=ended.cpu_user,
-        cpu_system=ended.cpu_system,
+        cpu_user=cpu_user,
+        cpu_system=cpu_system,
         memory_peak=peak,
         pids_peak=stats.pids_peak if stats is not None else None,
         io_read=ended.io_read if stats is None or stats.io_read is None else stats.io_read,
@@ -94,6 +98,8 @@ class _Conversation:
         self._feeder = feeder
         self._sinks = {sink.fd: sink for sink in sinks}
         self._stuck: list[int] = []
+        self._meter = cputime.meter(process)
+        self.spent = False
         for sink in sinks:
             self._poll.register(sink.fd, select.POLLIN)
         if feeder is not None and feeder.fd >= 0:
@@ -103,11 +109,16 @@ class _Conversation:
         self._poll.unregister(fd)
 
     def run(self, deadline: float | None) -> Ended | None:
-        """How it ended; None when *deadline* passed or output went over its limit."""
+        """How it ended; None when *deadline* passed, or output or CPU time was used up."""
         while (ended := self._process.poll()) is None:
             waits = [] if deadline is None else [deadline - time.monotonic()]
             if waits and waits[0] <= 0:
                 return None
+            if self._meter is not None:
+                if self._meter.due <= time.monotonic() and self._meter.look():
+                    self.spent = True
+                    return None
+                waits.append(max(0.0, self._meter.due - time.monotonic()))
             if self._oom_pending:
                 self._oom_pending = not self._process.enforce_oom_group()
                 waits.append(_OOM_POLL_S)
@@ -139,6 +150,17 @@ class _Conversation:
                 self._stuck.append(fd)
             elif not sink.read():
                 self._poll.unregister(fd)
+
+
+def type_into(stdio: Stdio, master: int, data: bytes) -> bytes:
+    """The terminal with this *master*, whose owner this becomes, as output and as input;
+    returns what is to be typed there to say *data*."""
+    from nsbox.terminal import typed
+
+    stdio.ours[1] = master
+    stdio.ours[0] = os.dup(master)
+    os.set_blocking(master, False)
+    return typed(data)
 
 
 def sinks_of(stdio: Stdio, limit: int | None, keep: tuple[int, ...]) -> dict[int, Sink]:
@@ -174,13 +196,14 @@ def converse(
         with interrupts.Released():
             ended = conversation.run(deadline)
             if ended is None:
-                process.kill()
+                ended = process.kill_and_wait()
                 if any(sink.truncated for sink in sinks.values()):
                     verdict = Verdict(Reason.OUTPUT_LIMIT, "output")
+                elif conversation.spent:
+                    verdict = Verdict(Reason.CPU_TIME, "cpu_time")
                 else:
                     late = timeout is not None and (wall is None or timeout <= wall)
                     verdict = Verdict(Reason.TIMEOUT, "" if late else "wall")
-                ended = process.wait()
             for sink in sinks.values():
                 sink.drain(patient=verdict.reason is None)
         if verdict.reason is None and any(sink.truncated for sink in sinks.values()):
@@ -226,10 +249,13 @@ def finish(
     keep = tuple(n for n in (1, 2) if streams[n] == PIPE)
     sinks: dict[int, Sink] = {}
     with interrupts.Held():
-        stdio = connect(*streams)
+        stdio = (connect if spec.pty is None else connect_terminal)(*streams)
         try:
             process = start(stdio)
             try:
+                if spec.pty is not None:
+                    fd, process.terminal = process.terminal, -1
+                    data = type_into(stdio, fd, data)
                 sinks = sinks_of(stdio, spec.limits.output_bytes, keep)
                 ended, verdict, late = converse(
                     process, stdio, sinks, data, timeout=timeout, wall=spec.limits.wall

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from nsbox import devices
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
@@ -177,6 +179,11 @@ def add_rlimits(build: Build) -> None:
         wanted["nproc"] = (build.profile.pids, build.profile.pids, "profile")
         how = "RLIMIT_NPROC, of the profile: no pids cgroup here"
         build.enforcement["pids"] = build.applied["pids"] = how
+    if build.spec.limits.cpu_time is not None:
+        # Of each process, in whole seconds: a backstop, should who looks be late.
+        seconds = math.ceil(build.spec.limits.cpu_time) + 1
+        most = min(seconds, hard.get("cpu", seconds))
+        wanted["cpu"] = (most, most, "limits.cpu_time")
     for name, soft, limit in build.spec.rlimits:
         wanted[name] = (soft, limit, f"rlimits[{name!r}]")
     for name, (soft, limit, source) in wanted.items():
@@ -189,7 +196,9 @@ def add_rlimits(build: Build) -> None:
 def add_descriptors(build: Build) -> None:
     """0, 1, 2 and those asked for; every other descriptor closes at execve."""
     numbers = []
-    for number in (0, 1, 2):
+    if build.spec.pty is not None:
+        devices.add_pty(build)
+    for number in (0, 1, 2) if build.spec.pty is None else ():
         build.add(Fd(build.pass_slot("stdio", number), number, "stdio"))
     for number in sorted(set(build.spec.pass_fds) - {0, 1, 2}):
         build.add(Fd(build.pass_slot("pass", number), number, "pass_fds"))

@@ -39,7 +39,7 @@ class Parents:
 
     @property
     def controllers(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.directories if name in CONTROLLERS)
+        return tuple(name for name, _ in self.directories if name in (*CONTROLLERS, "cpuacct"))
 
     def of(self, controller: str) -> str:
         """Its directory, or ""; "unified" is any of cgroup v2."""

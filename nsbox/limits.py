@@ -148,6 +148,23 @@ def controllers_of(found: list[SetLimit] | list[Setting]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one.file.partition(".")[0] for one in found))
 
 
+def cpu_counter(build: Build) -> tuple[str, ...]:
+    """The controller whose group counts CPU time, where ``cpu_time`` needs one: the kernel has no
+    such limit, so it is looked at (nsbox/cputime.py)."""
+    if build.spec.limits.cpu_time is None:
+        return ()
+    version = build.host.cgroup_version
+    counter, file = ("cpu", "cpu.stat") if version == 2 else ("cpuacct", "cpuacct.usage")
+    if counter in build.host.controllers:
+        build.enforcement["cpu_time"] = f"cgroup v{version} {file}, looked at"
+        return (counter,)
+    if build.has_new("pid"):
+        build.enforcement["cpu_time"] = "/proc/PID/stat of the tree, looked at"
+    else:
+        build.cannot("limits.cpu_time", "neither a cgroup nor a pid namespace to count it in")
+    return ()
+
+
 def cgroup_limits(build: Build) -> list[SetLimit]:
     """The limit steps of a sandbox; the profile's own give way where there is no cgroup."""
     asked, profile, host = build.spec.limits, build.profile, build.host

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nsbox import devices
 from nsbox.errors import SpecError
 from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
@@ -56,7 +57,7 @@ def fits_template(build: Build) -> bool:
         and not build.join
         and spec.root.kind in ("host", "dir")
         and spec.root.method == "pivot_root"
-        and not spec.mounts
+        and not (spec.mounts or spec.devices or spec.pty)
     )
 
 
@@ -78,6 +79,7 @@ class RootParts:
         self.root: Slot | None = None
         self.system: list[tuple[Slot, str]] = []
         self.devices: list[tuple[Slot, str]] = []
+        self.nodes: list[tuple[Slot, str]] = []
         if spec.root.kind == "inherit":
             return
         if spec.root.kind == "dir":
@@ -87,9 +89,10 @@ class RootParts:
                 if kind != "link":
                     slot = build.open_tree(path, _SAFE | _READONLY, source)
                     self.system.append((slot, path))
+        self.nodes = devices.open_nodes(build)
         no_exec = int(MountAttr.NOSUID | MountAttr.NOEXEC)
         for name, device in build.host.devices:
-            if name == "tty" and build.spec.profile == "strict":
+            if name == "tty" and spec.profile == "strict" and spec.pty is None:
                 continue
             slot = build.open_tree(f"/dev/{name}", no_exec, "root", recursive=False, device=device)
             self.devices.append((slot, f"/dev/{name}"))
@@ -150,6 +153,7 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
     for target, path in (("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"),
                          ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")):  # fmt: skip
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
+    devices.add(build, parts.nodes)
     if _scratch(build):
         for path in ("/dev/shm", "/dev/mqueue"):
             build.add(MakeDirs(path, 0o755, "root"))
@@ -300,6 +304,8 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     make = _makes_targets(build)
     if parts.root is None or build.spec.root.kind == "inherit":
         build.add(Simple(Opcode.ROOT_HERE, "root", "as it is", "root"))
+        if build.spec.root.kind == "inherit":  # with the host's own /dev, but for terminals
+            devices.add(build, [])
     else:
         add_root(build, parts.root)
     _add_proc(build, parts.proc, make)

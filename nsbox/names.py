@@ -56,6 +56,7 @@ class Opcode(enum.IntEnum):
     EXEC = 42
     PAUSE = 43
     OPEN = 44
+    PTY = 45
 
 
 class OpFlag(enum.IntFlag):

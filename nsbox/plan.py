@@ -16,6 +16,7 @@ from nsbox.steps import (
     IdMap,
     LauncherNet,
     Open,
+    OpenPty,
     OpenTree,
     Pool,
     Setns,
@@ -114,6 +115,8 @@ class Plan:
         for step in self.steps:
             if isinstance(step, (Open, OpenTree)):
                 slots.setdefault(step.slot, len(slots))
+            elif isinstance(step, OpenPty):
+                slots.setdefault(step.slave, len(slots))
         return slots
 
     def encode(

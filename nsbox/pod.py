@@ -14,7 +14,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import nslist, probe, watch
+from nsbox import lifecycle, nslist, probe, watch
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
@@ -235,6 +235,7 @@ class Pod:
             if self._phase == "Pending":
                 self._phase = "Running"
             self._condition.notify_all()
+            self._tell("started")
             self._maybe_complete()
         return self
 
@@ -249,6 +250,7 @@ class Pod:
         nslist.boxes[self._pause.pid] = f"{self.name}/pause"
         watch.get().add(self._pause.fileno(), self._pause_news)
         self._note("SandboxCreated", message=f"pause runs as {self._pause.pid}")
+        self._tell("created")
 
     def _start_init(self, container: PodContainer) -> None:
         """A sidecar goes on; another must end well before the next one starts."""
@@ -263,7 +265,8 @@ class Pod:
 
     def _start_container(self, container: PodContainer) -> None:
         """Not under the pod's lock: a container that ends at once is told of by the watch."""
-        current = Container(container.spec.args, name=container.name, **self._keywords(container))
+        keywords = {**self._keywords(container), "_pod": self.name}
+        current = Container(container.spec.args, name=container.name, **keywords)
         kinds = ("user", "ipc") + (("net",) if self.net == "none" else ())
         kinds += ("pid",) if self.share_process_namespace else ()
         with self._condition:
@@ -296,6 +299,10 @@ class Pod:
         with self._condition:
             self.events.append(Event(self.clock.now(), reason, name, message))
             self._condition.notify_all()
+
+    def _tell(self, what: str, detail: str = "") -> None:
+        pid = self._pause.pid if self._pause is not None else None
+        lifecycle.emit(what, "pod", self.name, pid=pid, detail=detail)
 
     def _ended(self, container: PodContainer, current: Container) -> None:
         """By the watch: an attempt is over. The policy says what follows."""
@@ -437,6 +444,8 @@ class Pod:
             if self._phase in ("Running", "Pending"):
                 good = all(c.state.exit_code == 0 for c in self._apps)
                 self._phase = "Succeeded" if good else "Failed"
+            if not self._closed and self._started:
+                self._tell("died", self._phase)
             self._closed = True
             self._condition.notify_all()
 

@@ -10,7 +10,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, watch
+from nsbox import cputime, interrupts, watch
 from nsbox.converse import (
     Verdict,
     as_bytes,
@@ -18,6 +18,7 @@ from nsbox.converse import (
     converse,
     judge,
     sinks_of,
+    type_into,
     unwatch,
     usage_of,
     watch_oom,
@@ -25,7 +26,7 @@ from nsbox.converse import (
 from nsbox.errors import StateError, TimeoutExpired
 from nsbox.result import Reason, Usage
 from nsbox.sandbox import build_spec, launch
-from nsbox.streams import PIPE, connect, take
+from nsbox.streams import PIPE, connect, connect_terminal, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
     from nsbox.streams import Sink, Stdio
+    from nsbox.terminal import Terminal
 
 
 class Popen:
@@ -41,7 +43,8 @@ class Popen:
 
     ``with`` or ``close()`` kills what is left. Output that is not piped is relayed by the
     library's thread. See ``run`` for the keywords; ``limits.output`` is kept by
-    ``communicate()``, for who reads the pipes by himself sees how much comes.
+    ``communicate()``, for who reads the pipes by himself sees how much comes. With ``pty=True``
+    *terminal* is the other side of its terminal, to be read and written.
     """
 
     def __init__(
@@ -91,9 +94,11 @@ class Popen:
         self._ended: Ended | None = None
         self._relays: dict[int, Sink] = {}
         self._wall: watch.Timer | None = None
+        self._meter: cputime.Meter | None = None
         self.stdin: Any = None
         self.stdout: Any = None
         self.stderr: Any = None
+        self.terminal: Terminal | None = None
         try:
             with interrupts.Held():
                 self._start(stdin, stdout, stderr)
@@ -103,13 +108,19 @@ class Popen:
             raise
 
     def _start(self, stdin: Any, stdout: Any, stderr: Any) -> None:
-        self._stdio = connect(stdin, stdout, stderr)
+        wanted = (stdin, stdout, stderr)
+        self._stdio = (connect if self.spec.pty is None else connect_terminal)(*wanted)
         try:
             self._process = self._launch(self._stdio)
         except BaseException:
             self._stdio.close()
             raise
         self._closed = False
+        if self.spec.pty is not None:
+            from nsbox.terminal import Terminal
+
+            self.terminal = Terminal(self._process.terminal)
+            self._process.terminal = -1
         self._keep = tuple(n for n, value in ((1, stdout), (2, stderr)) if value == PIPE)
         self.stdin, self.stdout, self.stderr = (self._open(n) for n in range(3))
         self._relays = sinks_of(self._stdio, None, ())
@@ -136,6 +147,9 @@ class Popen:
             keeper.add(sink.fd, functools.partial(take, sink))
         if self.spec.limits.wall is not None:
             self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
+        self._meter = cputime.meter(self._process)
+        if self._meter is not None:
+            self._meter.keep(self._spend_cpu)
 
     def _news(self) -> None:
         """By the watch: something arrived on the channel."""
@@ -147,9 +161,15 @@ class Popen:
         watch.get().remove(self._process.fileno())
 
     def _time_out(self) -> None:
+        self._end_for(Verdict(Reason.TIMEOUT, "wall"))
+
+    def _spend_cpu(self) -> None:
+        self._end_for(Verdict(Reason.CPU_TIME, "cpu_time"))
+
+    def _end_for(self, verdict: Verdict) -> None:
         try:
-            if self._process.poll() is None:
-                self._verdict = Verdict(Reason.TIMEOUT, "wall")
+            if self._process.poll() is None and self._verdict.reason is None:
+                self._verdict = verdict
                 self._process.kill()
         except StateError:
             pass
@@ -201,6 +221,8 @@ class Popen:
             TimeoutExpired: *timeout* passed; everything was killed.
         """
         data = as_bytes(input)
+        if self.terminal is not None:
+            data = self._type(data)
         for number, stream in enumerate((self.stdin, self.stdout, self.stderr)):
             if stream is not None and not stream.closed:
                 if number == 0:
@@ -231,6 +253,12 @@ class Popen:
         if late:
             raise TimeoutExpired(self.args, timeout or 0.0, done)
         return done.stdout, done.stderr
+
+    def _type(self, data: bytes) -> bytes:
+        """The terminal is what communicate() reads and writes."""
+        assert self.terminal is not None
+        self._keep = (1,)
+        return type_into(self._stdio, os.dup(self.terminal.fileno()), data)
 
     def send_signal(self, sig: int) -> None:
         """To the payload; nothing when it has ended."""
@@ -280,6 +308,8 @@ class Popen:
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()
+        if self._meter is not None:
+            self._meter.cancel()
         self._process.close()
         for sink in self._relays.values():
             keeper.remove(sink.fd)
@@ -288,25 +318,31 @@ class Popen:
             sink.close()
 
     def close(self) -> None:
-        """Kill what is left and give everything back; idempotent."""
+        """Kill what is left and give everything back; idempotent.
+
+        Raises:
+            StateError: a process in it sleeps in the kernel and cannot be killed now.
+        """
         with interrupts.Held():
             self._close()
 
     def _close(self) -> None:
+        stuck: StateError | None = None
         if not self._closed and self._ended is None:
-            self._process.kill()
             try:
-                self._ended = self._process.wait(5)
-            except StateError:  # lost with its launcher
-                pass
+                self._ended = self._process.kill_and_wait()
+            except StateError as e:  # lost with its launcher
+                stuck = e if e.status == "stuck" else None
         self._release()
-        for stream in (self.stdin, self.stdout, self.stderr):
+        for stream in (self.stdin, self.stdout, self.stderr, self.terminal):
             if stream is not None:
                 try:
                     stream.close()
                 except OSError:  # unflushed input that nobody will read
                     pass
         self._stdio.close()
+        if stuck is not None:
+            raise stuck
 
     def __enter__(self) -> Popen:
         return self

@@ -16,6 +16,7 @@ from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
+from nsbox.spec import DEVICES
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")
 _ATTACH_BPF = 1 << CAPABILITIES.index("BPF") | 1 << CAPABILITIES.index("NET_ADMIN")
@@ -111,6 +112,27 @@ def _devices() -> tuple[tuple[str, int], ...]:
 
 def _kernel() -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+
+def device_nodes(name: str) -> tuple[tuple[str, str, int], ...]:
+    """(name, path, device number) of each node of a device that ``devices=`` names.
+
+    Raises:
+        Unavailable: there is none here.
+    """
+    import glob
+
+    found = []
+    for pattern in DEVICES[name]:
+        for path in sorted(glob.glob(pattern)):
+            status = os.lstat(path)
+            if stat.S_ISCHR(status.st_mode):
+                device = os.major(status.st_rdev) << 8 | os.minor(status.st_rdev)
+                found.append((name, path, device))
+    if not found:
+        raise Unavailable(f"devices[{name!r}]", f"no device at {', '.join(DEVICES[name])}",
+                          hint="load the driver of the device on the host")  # fmt: skip
+    return tuple(found)
 
 
 def _hard_rlimits() -> tuple[tuple[str, int], ...]:

@@ -11,13 +11,15 @@ import functools
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, interrupts, launcher, probe, registry
+from nsbox import _core, debug, interrupts, launcher, probe, processes, registry, thaw, watch
 from nsbox.cgroup import Cgroup
+from nsbox.cgroupfs import remove_tree
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
@@ -25,6 +27,7 @@ from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from socket import socket as Socket
 
     from nsbox.plan import Plan
     from nsbox.usage import Tally
@@ -35,6 +38,8 @@ _ABORT_DEADLINE_S = 5.0
 PATIENCE_S = 10.0
 _PF_EXITING = 4  # of the flags in proc_pid_stat(5)
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
+_AGAIN_S = 0.5
+_MSG_CMSG_CLOEXEC, _MSG_DONTWAIT = 0x40000000, 0x40
 
 
 class Ended(NamedTuple):
@@ -111,6 +116,7 @@ class Process:
         self.started_at = time.monotonic()
         self.ended_at = 0.0
         self.stats: Tally | None = None
+        self.cpu_limit: float | None = None
         self._channel = channel
         self._waiters = 0
         self._released = False
@@ -120,6 +126,10 @@ class Process:
         self._lock = threading.RLock()
         self._payload: _core.Record | None = None
         self._ended: Ended | None = None
+        self.terminal = -1
+        self._stuck: StateError | None = None
+        self._untold = False
+        self._before: processes.Snapshot | None = None
         self._lost = False
         self._ending = False
 
@@ -167,6 +177,8 @@ class Process:
             return self._ended
 
     def _note(self, record: _core.Record) -> None:
+        if debug.ON:
+            debug.say("record", _told(record))
         if record.kind == Kind.EXITED:
             self._payload = record
         elif record.kind == Kind.ENDED:
@@ -175,10 +187,13 @@ class Process:
             self.ended_at = time.monotonic()
             if self.cgroup is not None:
                 self.stats = self.cgroup.tally()
-            self._ended = Ended(
-                code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10,
-                record.inblock << 9, record.oublock << 9,
-            )  # fmt: skip
+            user, system = record.utime_us / 1e6, record.stime_us / 1e6
+            peak = record.maxrss_kib << 10
+            if self._before is not None and sum(self._before[:2]) > user + system:
+                user, system = self._before[:2]
+            if self._before is not None:
+                peak = max(peak, self._before.maxrss)
+            self._ended = Ended(code, user, system, peak, record.inblock << 9, record.oublock << 9)
 
     def _lose(self) -> None:
         """Nobody is left to report: the kernel ends the child by its parent-death signal, and
@@ -249,6 +264,12 @@ class Process:
 
         Without one of its own, the cgroup's members, or else the payload's process group.
         """
+        counted = self.cgroup is not None and self.cgroup.counts_all()
+        look = (not counted or thaw.mounted()) and self._alive()
+        tree = processes.tree(self.pid) if look else []
+        if tree and not counted and self._before is None:
+            before = processes.snapshot(tree)
+            self._before = before if self._alive() else None
         self.send_signal(signal.SIGKILL)
         if not self.plan.clone.flags & Clone.NEWPID:
             if self.cgroup is not None:
@@ -257,6 +278,7 @@ class Process:
                 self._kill_group()
         if self.cgroup is not None:
             self.cgroup.let_die()
+        thaw.thaw(tree)  # PID 1 ends after all others, so none of them may stay frozen
 
     def _kill_group(self) -> None:
         """The payload leads a session, and so a group (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9)."""
@@ -279,6 +301,32 @@ class Process:
                 raise StateError("it has ended", status="stopped")
             return os.dup(self.pidfd)
 
+    def kill_and_wait(self, patience: float | None = None) -> Ended:
+        """SIGKILL, and its end: within *patience* (5 s), but for who cannot be killed.
+
+        Raises:
+            StateError: status "stuck": a process in it sleeps in the kernel (state D, as on a
+                file system whose server hangs). It ends, and its cgroup goes, when that lets go.
+        """
+        self.kill()
+        ended = self.wait(_ABORT_DEADLINE_S if patience is None else patience)
+        if ended is None:
+            where = ", ".join(processes.stuck(self.pid)) if self._alive() else ""
+            self._stuck = StateError("was killed and does not end: a process in it sleeps in the "
+                                     f"kernel ({where or 'none that can be seen'})",
+                                     status="stuck")  # fmt: skip
+            raise self._stuck
+        return ended
+
+    def _alive(self) -> bool:
+        """Whether its pid is still its own. One that was killed may not know it yet."""
+        with self._lock:
+            if self.pidfd < 0 or self._ended is not None:
+                return False
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            return not poll.poll(0)
+
     @property
     def oom_fd(self) -> int:
         """Readable when memory ran out and the kernel will not end all of it by itself
@@ -295,10 +343,22 @@ class Process:
         return True
 
     def close(self) -> None:
-        """Kill what still runs, wait for its end, undo in reverse; idempotent."""
+        """Kill what still runs, wait for its end, undo in reverse; idempotent.
+
+        Raises:
+            StateError: see ``kill_and_wait``; what can be undone was.
+        """
         with interrupts.Held(), self._lock:
             undo, self._undo = self._undo, ExitStack()
-            undo.close()
+            try:
+                undo.close()
+            except OSError:
+                if self._stuck is None or self.cgroup is None:
+                    raise
+                _remove_later(self.cgroup)
+            stuck, self._untold = self._stuck if self._untold else None, False
+        if stuck is not None:
+            raise stuck
 
     def end(self) -> None:
         """The first undo: no process may outlive what it stands on."""
@@ -307,9 +367,10 @@ class Process:
         self._know_pidfd()
         self._ending = True
         if self._ended is None and not self._lost:
-            self.kill()
             try:
-                self.wait(_ABORT_DEADLINE_S)
+                self._untold = self._stuck is None
+                self.kill_and_wait(0.0 if self._stuck else None)
+                self._untold = False
             except StateError:
                 pass
         if self._lost and self.pidfd >= 0:
@@ -324,6 +385,22 @@ class Process:
             self._released = True
             self._close_released()
 
+    def take_terminal(self, socket: Socket) -> None:
+        """The master of its pty, which the child has sent. Whoever uses it takes it away from
+        ``terminal``, and closes it."""
+        fds: list[int] = []
+        try:
+            flags = _MSG_CMSG_CLOEXEC | _MSG_DONTWAIT
+            _, ancillary, _, _ = socket.recvmsg(256, 64, flags)
+            fds = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
+        except OSError:
+            pass
+        if not fds:
+            index = next(i for i, step in enumerate(self.plan.steps) if step.name == "pty")
+            self.close()
+            raise setup_error(self.plan, index, errno.EMFILE, "recvmsg")
+        self.terminal = fds[0]
+
     def _know_pidfd(self) -> None:
         if self._starting is not None:
             self.pid, self.pidfd = self._starting.pid, self._starting.pidfd
@@ -336,6 +413,18 @@ class Process:
                 if fd >= 0:
                     os.close(fd)
             self._channel = self.pidfd = -1
+            if self.terminal >= 0:
+                os.close(self.terminal)
+                self.terminal = -1
+
+
+def _remove_later(cgroup: Cgroup) -> None:
+    """Who is in it cannot be killed now: try again until it can."""
+    try:
+        for directory in cgroup.directories.values():
+            remove_tree(directory, time.monotonic())
+    except OSError:
+        watch.get().call_later(_AGAIN_S, functools.partial(_remove_later, cgroup))
 
 
 # -------------------------------------------------------------------- spawn
@@ -388,6 +477,8 @@ def _spawn(
 ) -> Process:
     with ExitStack() as undo:
         with interrupts.Held():
+            if debug.ON:
+                _say_plan(plan)
             cgroup = _host_steps(plan, parent, undo, inject)
             id_slot = 0
             if plan.id_map is not None and plan.id_map.needs_slot():
@@ -406,6 +497,24 @@ def _spawn(
         process.close()
         raise
     return process
+
+
+def _say_plan(plan: Plan) -> None:
+    debug.say("spawn", " ".join(plan.args) or "no command")
+    for index, step in plan.child_steps():
+        debug.say("child", f"{index}: {step.name} {step.describe()}")
+
+
+def _told(record: _core.Record) -> str:
+    kind = Kind(record.kind)
+    said = {
+        Kind.FAILED: f"op {record.op}: {record.call}: {errno.errorcode.get(record.err)}",
+        Kind.BARRIER: f"op {record.op}",
+        Kind.EXITED: f"code {record.code} status {record.status}",
+        Kind.ENDED: f"code {record.code} status {record.status}, {record.maxrss_kib} KiB, "
+        f"{record.utime_us} us user, {record.stime_us} us system",
+    }
+    return f"{kind.name} pid {record.pid} {said.get(kind, '')}".rstrip()
 
 
 def _host_steps(
@@ -427,6 +536,8 @@ def _host_steps(
                 undo.callback(cgroup.close)
             elif cgroup is not None:
                 cgroup.set(step.file, step.value)
+            if debug.ON:
+                debug.say("host", f"{index}: {step.name} {step.describe()}")
         except BrokenPipeError as e:
             raise _LauncherGone from e
         except OSError as e:
@@ -455,6 +566,8 @@ def _submit(
             fail_at=inject.step if inject.step >= 0 else None,
             fail_errno=inject.err,
         )
+        if debug.ON:
+            debug.say("request", f"{len(encoded)} bytes, {len(fds)} descriptors")
         try:
             return parent.submit(encoded, fds)
         except (BrokenPipeError, ConnectionResetError) as e:
@@ -487,6 +600,8 @@ def _await_start(process: Process, deadline: float | None) -> None:
                     raise _LauncherGone from e
                 index = plan.timeline_index(At.REQUEST)
                 raise setup_error(plan, index, e.errno or 0, "launcher") from e
+            if debug.ON:
+                debug.say("record", _told(record))
             if record.kind != Kind.BARRIER:
                 break
             _serve_barrier(process, record)

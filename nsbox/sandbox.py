@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +72,9 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
             if len(_specs) >= _MOST_SPECS:
                 _specs.clear()
             _specs[key] = spec
+    if spec.devices:
+        nodes = [node for name, *_ in spec.devices for node in probe.device_nodes(name)]
+        spec = replace(spec, devices=tuple(nodes))
     return _with_interpreter(spec)
 
 
@@ -150,15 +154,23 @@ def launch(
             raise SpecError("pass_fds", f"descriptor {fd} is not open") from e
         descriptors[Slot("pass", fd)] = fd
     template = -1
+    mine = theirs = None
     try:
         for slot in plan.passed:
-            if slot.kind == "mntns":
+            if slot.kind == "pty":
+                mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                descriptors[slot] = theirs.fileno()
+            elif slot.kind == "mntns":
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
             elif slot.kind == "nsfd":
                 descriptors[slot] = joined_time
-        return spawn(plan, descriptors, parent=parent, inject=inject)
+        process = spawn(plan, descriptors, parent=parent, inject=inject)
+        process.cpu_limit = spec.limits.cpu_time
+        if mine is not None:
+            process.take_terminal(mine)
+        return process
     except FileNotFoundError as e:
         if isinstance(e, SetupError):
             raise
@@ -166,4 +178,7 @@ def launch(
     finally:
         if template >= 0:
             os.close(template)
+        for end in (mine, theirs):
+            if end is not None:
+                end.close()
         stdio.close_theirs()

@@ -129,6 +129,7 @@ class Limits:
         net_priority: of its packets, for queueing disciplines (``SO_PRIORITY``, socket(7)),
             whatever it asks for itself; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
+        cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
         disk: bytes of the writable tmpfs at /tmp.
         inodes: files and directories in it.
@@ -306,6 +307,9 @@ class Spec:
     proc: str | None = None
     rlimits: tuple[tuple[str, int, int], ...] = ()
     pass_fds: tuple[int, ...] = ()
+    umask: int = 0o022
+    pty: tuple[int, int] | None = None
+    devices: tuple[tuple[str, str, int], ...] = ()
     best_effort: bool = False
     time_offsets: tuple[tuple[str, int], ...] = ()
 
@@ -464,6 +468,35 @@ def _time_offsets(offsets: Mapping[str, float] | None) -> tuple[tuple[str, int],
     return tuple(result)
 
 
+def _pty(value: Any) -> tuple[int, int] | None:
+    if value is None or isinstance(value, bool):
+        return (24, 80) if value else None
+    size = _several(value, "pty")
+    if len(size) != 2:
+        raise SpecError("pty", f"{value!r}: use True, or (rows, columns)")
+    return (units.count(size[0], "pty", least=1, most=0xFFFF),
+            units.count(size[1], "pty", least=1, most=0xFFFF))  # fmt: skip
+
+
+#: Devices by name -> their nodes on the host; a pattern stands for every one that is there.
+DEVICES = {
+    "fuse": ("/dev/fuse",),
+    "gpu": ("/dev/nvidia*", "/dev/dri/*", "/dev/kfd"),
+    "kvm": ("/dev/kvm",),
+    "tun": ("/dev/net/tun",),
+}
+
+
+def _devices(names: Any) -> tuple[tuple[str, str, int], ...]:
+    """(name, node, device number); the last two are found later, by ``probe.device_nodes``."""
+    result = []
+    for name in _several(names, "devices"):
+        if not isinstance(name, str) or name not in DEVICES:
+            raise SpecError("devices", f"{name!r} is none of {', '.join(DEVICES)}")
+        result.append((name, "", 0))
+    return tuple(dict.fromkeys(result))
+
+
 def make_spec(
     args: Any,
     *,
@@ -484,6 +517,9 @@ def make_spec(
     proc: str | None = None,
     rlimits: Mapping[str, Any] | None = None,
     pass_fds: Sequence[int] = (),
+    umask: int = 0o022,
+    pty: Any = False,
+    devices: Sequence[Any] = (),
     best_effort: bool = False,
     time_offsets: Mapping[str, float] | None = None,
 ) -> Spec:
@@ -524,6 +560,9 @@ def make_spec(
         pass_fds=tuple(
             units.count(fd, "pass_fds", most=1023) for fd in _several(pass_fds, "pass_fds")
         ),
+        umask=units.count(umask, "umask", most=0o777),
+        pty=_pty(pty),
+        devices=_devices(devices),
         best_effort=bool(best_effort),
         time_offsets=_time_offsets(time_offsets),
     )

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class Slot(NamedTuple):
     """A descriptor that the plan names: passed with the request, or opened by a step.
 
-    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"`` or ``"mntns"``, or ``"tree"`` or
-    ``"file"``, which are opened by steps.
+    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"``, ``"mntns"`` or ``"pty"``, or
+    ``"tree"``, ``"file"`` or a side of the pty, which are opened by steps.
     """
 
     kind: str
@@ -526,9 +526,29 @@ class Fd:
         return Op(slots[self.slot], n=self.number)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenPty:
+    """A pty of the devpts at /dev/pts: its master goes to the owner by the socket in *slot*."""
+
+    slot: Slot
+    slave: Slot
+    rows: int
+    columns: int
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "pty"
+    opcode: ClassVar[Opcode] = Opcode.PTY
+
+    def describe(self) -> str:
+        return f"{self.rows} rows of {self.columns}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], slots[self.slave], n=self.rows | self.columns << 16)
+
+
 ChildStep = (
     Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | RootTree
-    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
+    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty
 )  # fmt: skip
 Step = HostStep | ChildStep
 

@@ -204,6 +204,14 @@ def connect(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
     return stdio
 
 
+def connect_terminal(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
+    """Nothing yet: all three are a terminal of the sandbox's own, whose master comes later."""
+    for value, name in ((stdin, "stdin"), (stdout, "stdout"), (stderr, "stderr")):
+        if value is not None and value != PIPE:
+            raise SpecError(name, "is the terminal, with pty=True: give input= or capture_output=")
+    return Stdio()
+
+
 class Feeder:
     """Writes *data* to a pipe as it takes it; closes it at the end, or when nobody reads."""
 

@@ -59,6 +59,7 @@ class Tally(NamedTuple):
     memory_peak: int | None
     pids_peak: int | None
     throttled: float | None
+    cpu_used: float | None
     oom_kills: int
     forks_refused: int
     io_read: int | None

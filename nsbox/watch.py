@@ -35,7 +35,8 @@ class Timer:
         self.call = None
 
 
-def _weakly(call: Callable[[], None]) -> Callable[[], None]:
+def weakly(call: Callable[[], None]) -> Callable[[], None]:
+    """The same, but for a bound method's object, of which only a weak reference is kept."""
     if not isinstance(call, types.MethodType):
         return call
     reference = weakref.WeakMethod(call)
@@ -69,7 +70,7 @@ class Watch:
         handle alive, so that one which was dropped can say so and be ended.
         """
         with self._lock:
-            self._calls[fd] = _weakly(call)
+            self._calls[fd] = weakly(call)
             self._epoll.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
@@ -83,7 +84,7 @@ class Watch:
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         """Call once, *delay* seconds from now (monotonic clock); weakly, as ``add``."""
-        timer = Timer(time.monotonic() + delay, _weakly(call))
+        timer = Timer(time.monotonic() + delay, weakly(call))
         with self._lock:
             heapq.heappush(self._timers, (timer.due, next(self._order), timer))
         os.eventfd_write(self._wake, 1)

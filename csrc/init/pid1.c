@@ -64,7 +64,8 @@ static void run_payload(int channel, long payload)
 		siginfo_t sent;
 		long sig = nsb_sys4(__NR_rt_sigtimedwait, &all, &sent, NULL, sizeof(all));
 
-		if (sig > 0 && sig != SIGCHLD && payload > 0)
+		/* CLD_* is the kernel's own word on a child; what a process sends is <= 0. */
+		if (sig > 0 && (sig != SIGCHLD || sent.si_code <= 0) && payload > 0)
 			nsb_sys2(__NR_kill, payload, sig);
 	}
 	nsb_record_wait(&record, &info, &usage);

@@ -68,6 +68,7 @@ SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "none without init": lambda _: {"profile": "none", "init": False},
     "with limits": lambda _: {"limits": LIMITS, "profile": "none", "init": False},
     "a root directory with mounts": _root_with_mounts,
+    "a terminal": lambda _: {"pty": True},
     "found in PATH": lambda _: {"profile": "none", "env": {"PATH": "/nowhere:/usr/bin"}},
 }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 from run import kit
@@ -17,7 +16,6 @@ from nsbox import Limits, Reason, probe
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 cgroup = pytest.mark.cgroup
 EAT = "x = bytearray({} << 20); print('ate')"
-NOT_YET = {"cpu_time": 1}
 V1_MEMORY, V1_CPU = "memory.limit_in_bytes", "cpu.cfs_quota_us"
 
 
@@ -266,20 +264,3 @@ def test_without_cgroups_the_profiles_own_limits_give_way_and_say_so() -> None:
     done = kit.run("true")
     assert "RLIMIT_NPROC" in done.enforcement["pids"]
     assert done.applied["memory"].startswith("missing:")
-
-
-def _unenforced() -> list[Any]:
-    from nsbox import compile as compiler
-
-    return [pytest.param({name: value}, id=name) for name, value in NOT_YET.items()
-            if name in compiler._NOT_YET]  # fmt: skip
-
-
-@pytest.mark.parametrize("limit", _unenforced())
-def test_a_limit_that_this_version_does_not_enforce_is_refused(limit: dict[str, Any]) -> None:
-    (name,) = limit
-    with pytest.raises(nsbox.Unavailable) as caught:
-        nsbox.run(["true"], limits=Limits(**limit))
-    assert caught.value.feature == f"limits.{name}"
-    done = kit.run("true", limits=Limits(**limit), best_effort=True)
-    assert done.enforcement[name].startswith("missing:")

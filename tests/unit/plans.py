@@ -107,6 +107,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "joined": {"join": ("user", "net", "ipc"), "join_map": "slot"},
     "joined, one id": {"join": ("user", "net", "ipc"), "join_map": "single", "init": False},
+    "terminal": {"pty": (40, 100), "umask": 0o077},
+    "terminal, no init": {"pty": True, "init": False, "root": Rootfs.inherit()},
     "template": {"namespaces": ("mnt", "pid"), "template": True, "files": {"a": b"1"}},
 }
 
@@ -203,6 +205,7 @@ def _limits() -> st.SearchStrategy[Limits]:
         cpu=opt(st.floats(0.01, 1e6)),
         pids=opt(st.integers(1, 1 << 22)),
         wall=opt(st.floats(0.001, 1e9)),
+        cpu_time=opt(st.floats(0.001, 1e9)),
         output=opt(st.integers(1, 1 << 40)),
         disk=opt(st.integers(4096, 1 << 40)),
         inodes=opt(st.integers(16, 1 << 40)),
@@ -240,6 +243,8 @@ def specs() -> st.SearchStrategy[Spec]:
             max_size=4,
         ),
         pass_fds=st.lists(st.integers(0, 1023), max_size=6),
+        umask=st.integers(0, 0o777),
+        pty=st.booleans() | st.tuples(st.integers(1, 65535), st.integers(1, 65535)),
         best_effort=st.booleans(),
         time_offsets=st.none()
         | st.dictionaries(st.sampled_from(("monotonic", "boottime")), st.floats(-1e9, 1e9)),

@@ -31,6 +31,7 @@ from nsbox.steps import (
     LauncherNet,
     MakeCgroup,
     Open,
+    OpenPty,
     OpenTree,
     SetLimit,
     Setns,
@@ -355,6 +356,8 @@ def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
 def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
     named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
     opened = {step.slot for step in plan.steps if isinstance(step, (Open, OpenTree))}
+    opened |= {step.slave for step in plan.steps if isinstance(step, OpenPty)}
+    named |= {step.slave for step in plan.steps if isinstance(step, OpenPty)}
     if plan.clone.into_cgroup:
         named.add(Slot("cgroup", "v2"))
     assert named - opened == set(plan.passed)
@@ -396,7 +399,8 @@ def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
 
 FIELD = re.compile(
     r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts\[\d+\]|files\['.*'\]|net|"
-    r"limits(\.\w+)?|namespaces|init|profile|proc|time_offsets|uid_map|rlimits\['\w+'\]|pass_fds|stdio|pod",
+    r"limits(\.\w+)?|namespaces|init|profile|proc|time_offsets|uid_map|rlimits\['\w+'\]|pass_fds|stdio|pod|"
+    r"umask|pty|devices(\['\w+'\])?",
     re.DOTALL,
 )
 

@@ -77,6 +77,9 @@ def _check_op(step: ChildStep, op: RawOp, means: dict[str, Any], slots: dict[Slo
     if "slot" in fields:
         place = "b" if step.opcode in _OPENS else "a"
         assert means[place] == slots[step.slot]  # type: ignore[union-attr]
+    if step.opcode is Opcode.PTY:
+        assert means["b"] == slots[step.slave]  # type: ignore[union-attr]
+        assert (means["n"] & 0xFFFF, means["n"] >> 16) == (fields["rows"], fields["columns"])
     if isinstance(step, Fd):
         assert means["n"] == step.number
     if "attrs" in fields:
@@ -119,6 +122,8 @@ def _check_plan(plan: Plan, raw: bytes) -> None:
         if step.opcode in _OPENS:
             assert step.slot not in slots  # type: ignore[union-attr]
             slots[step.slot] = len(slots)  # type: ignore[union-attr]
+        elif step.opcode is Opcode.PTY:
+            slots[step.slave] = len(slots)  # type: ignore[union-attr]
     for step, op in zip(children, decoded.ops, strict=True):
         means = _means(decoded, op)
         _check_op(step, op, means, slots)
