@@ -228,19 +228,21 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd and record->pid are filled in as soon as they are known.
+ * *pidfd and record->pid are filled in as soon as they are known; *tree by a barrier.
  */
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tree)
 {
 	struct nsb_record early = { .kind = 0 };
 	int pid = record->pid;
 	bool executing = false;
 
 	for (;;) {
-		int got = nsb_receive(channel, record, pidfd, -1);
+		int fd = -1, got = nsb_receive(channel, record, &fd, -1);
 
 		if (got < 0)
 			return got;
+		if (fd >= 0)
+			*(record->kind == NSB_BARRIER ? tree : pidfd) = fd;
 		if (record->kind == NSB_SPAWNED) {
 			pid = record->pid;
 			if (early.kind)
@@ -293,4 +295,10 @@ int nsb_view(uint64_t *view, unsigned int count)
 	view[total + 1] = (uint64_t)nsb_sys0(__NR_geteuid) << 32 | (uint64_t)nsb_sys0(__NR_getegid);
 	view[total + 2] = (uint64_t)nsb_sys0(__NR_getpid);
 	return 0;
+}
+
+/* One raw system call, for those that Python has no function for. */
+long nsb_call(long number, long a, long b, long c, long d, long e)
+{
+	return nsb_sys5(number, a, b, c, d, e);
 }

@@ -130,6 +130,20 @@ int step_root_tmpfs(struct nsb_ctx *cx, const struct nsb_op *op)
 	return mount < 0 ? mount : become_root(cx, mount);
 }
 
+/* Its layers were attached to the root so far, which it covers: their names there are short and
+ * plain, whatever the host calls them. The child stays in that directory until it pivots. */
+int step_root_overlay(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	int err, mount;
+
+	cx->call = "fchdir";
+	err = (int)nsb_sys1(__NR_fchdir, cx->root);
+	if (err < 0)
+		return err;
+	mount = nsb_new_mount(cx, "overlay", nsb_str(cx, op->a), op->n);
+	return mount < 0 ? mount : become_root(cx, mount);
+}
+
 int step_root_tree(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	return become_root(cx, cx->slots[op->a]);

@@ -103,15 +103,23 @@ def view() -> bytes:
     return bytes(_ffi.buffer(numbers))
 
 
+def call(number: int, *args: int | bytes) -> int:
+    """One raw system call of at most five arguments; bytes are passed as a pointer to a copy."""
+    kept = [arg if isinstance(arg, int) else _ffi.new("char[]", arg) for arg in args]
+    words = [arg if isinstance(arg, int) else int(_ffi.cast("intptr_t", arg)) for arg in kept]
+    return _check(_lib.nsb_call(number, *words, *(0,) * (5 - len(words))))
+
+
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 
-    __slots__ = ("_channel", "_pidfd", "_raw")
+    __slots__ = ("_channel", "_pidfd", "_raw", "_tree")
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
         self._raw = _ffi.new("struct nsb_record *")
         self._pidfd = _ffi.new("int *", -1)
+        self._tree = _ffi.new("int *", -1)
 
     @property
     def pidfd(self) -> int:
@@ -121,7 +129,12 @@ class Starting:
     def pid(self) -> int:
         return int(self._raw.pid)
 
+    def take_tree(self) -> int:
+        """The mount that a barrier handed over, once; -1 for none."""
+        fd, self._tree[0] = int(self._tree[0]), -1
+        return fd
+
     def next(self) -> Record:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does."""
-        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd))
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, self._tree))
         return _record(self._raw)

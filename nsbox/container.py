@@ -24,6 +24,7 @@ from nsbox.streams import PIPE, Sink, connect, take
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from nsbox.changes import Change
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
@@ -326,7 +327,34 @@ class Container:
             limits_hit=hit,
             enforcement=dict(process.plan.enforcement),
             applied=dict(process.plan.applied),
+            changes=process.changes(),
         )
+
+    def diff(self) -> tuple[Change, ...]:
+        """What it changed so far, or until its end, of a root that is an overlay; else nothing.
+
+        Raises StateError before its start.
+        """
+        if self._process is None:
+            raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
+        return self._process.changes()
+
+    def discard(self) -> None:
+        """Throw away what it changed in an overlay's ``upper=``, which is empty then.
+
+        Raises:
+            StateError: it runs.
+            OSError: something in there cannot be removed by the caller.
+        """
+        if self.status() == "running":
+            raise StateError(f"container {self.name!r} is running", status="running")
+        root = self.spec.root
+        if root.kind == "overlay" and root.path:
+            from nsbox import changes
+
+            for name in ("upper", "work"):
+                if os.path.lexists(f"{root.path}/{name}"):
+                    changes.empty(f"{root.path}/{name}")
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""

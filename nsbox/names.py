@@ -55,6 +55,7 @@ class Opcode(enum.IntEnum):
     EXECING = 41
     EXEC = 42
     PAUSE = 43
+    ROOT_OVERLAY = 44
 
 
 class OpFlag(enum.IntFlag):
@@ -131,6 +132,7 @@ class MountAttr(enum.IntFlag):
     NOSUID = 0x2
     NODEV = 0x4
     NOEXEC = 0x8
+    IDMAP = 0x100000
 
 
 class Propagation(enum.IntFlag):

@@ -163,7 +163,40 @@ class IdMap:
         )
 
 
-HostStep = MakeCgroup | SetLimit | Clone3 | IdMap
+@dataclass(frozen=True, slots=True)
+class MapTree:
+    """A detached, id-mapped copy of a host path, passed to the child.
+
+    *uids* and *gids* are (on disk, inside, count); on disk None: what it is outside, unmapped.
+    Where the file system cannot do that, the call fails if *required*, else it is a plain copy.
+    """
+
+    src: str
+    slot: Slot
+    attrs: int
+    uids: tuple[tuple[int | None, int, int], ...]
+    gids: tuple[tuple[int | None, int, int], ...]
+    required: bool
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "idmap"
+
+    def describe(self) -> str:
+        lines = ", ".join(
+            f"{'same' if disk is None else disk} -> {inside} x {count}"
+            for disk, inside, count in self.uids
+        )
+        return f"{self.src} ({lines})"
+
+    def text(self, lines: tuple[tuple[int | None, int, int], ...], first: int) -> str:
+        """For uid_map of a user namespace that stands for the mapping; *first* is inside's 0."""
+        return "".join(
+            f"{first + inside if disk is None else disk} {first + inside} {count}\n"
+            for disk, inside, count in lines
+        )
+
+
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | MapTree
 
 # ------------------------------------------------------------------ child steps
 
@@ -339,6 +372,26 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """The owner gets the upper directory of an overlay over *layers*, topmost first; *made*
+    are paths that set-up may add to it."""
+
+    slot: Slot
+    layers: tuple[str, ...]
+    made: tuple[str, ...]
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "hand-over"
+    opcode: ClassVar[Opcode] = Opcode.BARRIER
+
+    def describe(self) -> str:
+        return f"{self.slot.key}, to tell what changed"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], n=1)
+
+
+@dataclass(frozen=True, slots=True)
 class RootTree:
     slot: Slot
     source: str
@@ -474,8 +527,8 @@ class Fd:
 
 
 ChildStep = (
-    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
-    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | HandOver
+    | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
 )  # fmt: skip
 Step = HostStep | ChildStep
 
@@ -483,6 +536,11 @@ Step = HostStep | ChildStep
 def mounts_private(source: str) -> Number:
     flags = Propagation.REC | Propagation.PRIVATE
     return Number(Opcode.PROPAGATION, "propagation", "private, recursive", int(flags), source)
+
+
+def mounts_slave(source: str) -> Number:
+    flags = Propagation.REC | Propagation.SLAVE
+    return Number(Opcode.PROPAGATION, "propagation", "slave, recursive", int(flags), source)
 
 
 def rlimit(name: str, number: int, soft: int, hard: int, source: str) -> Number:
