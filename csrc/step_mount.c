@@ -232,12 +232,12 @@ int step_readonly(struct nsb_ctx *cx, const struct nsb_op *op)
 	return err;
 }
 
-/* pivot_root(".", ".") stacks the old root over the new one, where umount takes it away. */
+/* pivot_root(".", ".") stacks the old root over the new one, where umount takes it away; over it
+ * are the n roots that were there between, each of which hides it from umount. */
 int step_pivot(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	int err;
 
-	(void)op;
 	cx->call = "fchdir";
 	err = (int)nsb_sys1(__NR_fchdir, cx->root);
 	if (err < 0)
@@ -247,7 +247,8 @@ int step_pivot(struct nsb_ctx *cx, const struct nsb_op *op)
 	if (err < 0)
 		return err;
 	cx->call = "umount2";
-	err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
+	for (uint64_t left = op->n + 1; left && err == 0; left--)
+		err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
 	if (err < 0)
 		return err;
 	cx->call = "chdir";

@@ -14,6 +14,7 @@ from nsbox.steps import (
     File,
     MakeDirs,
     NewMount,
+    Number,
     Options,
     Pair,
     RootTree,
@@ -353,7 +354,8 @@ def add_pivot(build: Build) -> None:
     root = build.spec.root
     if root.kind != "inherit" and not build.template:
         opcode = Opcode.PIVOT if root.method == "pivot_root" else Opcode.CHROOT
-        build.add(Simple(opcode, root.method, "", "root"))
+        between = int(root.kind == "overlay")  # its staging directory
+        build.add(Number(opcode, root.method, "", between, "root"))
     if root.ro and not build.template:
         build.add(Text(Opcode.READONLY, "read-only", "/", "root", n=_READONLY))
     build.applied["root"] = (
