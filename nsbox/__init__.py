@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nsbox.container import Container as Container
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
+    from nsbox.errors import CopyError as CopyError
     from nsbox.errors import NsboxError as NsboxError
     from nsbox.errors import RemoteError as RemoteError
     from nsbox.errors import SetupError as SetupError
@@ -50,6 +51,7 @@ _WHERE = {
     "Completed": "result",
     "Container": "container",
     "ContainerSpec": "podspec",
+    "CopyError": "errors",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",

@@ -186,19 +186,48 @@ def _change(kind: str, where: bytes) -> Change:
 def empty(directory: str) -> None:
     """Remove everything in a directory, of whatever depth, following and crossing nothing.
 
-    Two descriptors are enough: what lies deeper is moved up, until it is empty.
-
     Raises:
         OSError: something cannot be removed; a mount (EXDEV, EBUSY) is left alone.
     """
     top = os.open(directory, _DIRECTORY)
     try:
-        device, number = os.fstat(top).st_dev, 0
-        while names := _some(top):
-            for name in names:
-                number = _remove(top, name, device, number)
+        _empty(top)
     finally:
         os.close(top)
+
+
+def remove(parent: int, name: bytes) -> None:
+    """Remove *name* in the directory *parent*, and all below it, as ``empty`` does."""
+    try:
+        os.unlink(name, dir_fd=parent)
+        return
+    except (IsADirectoryError, PermissionError):
+        fd = _open_to_empty(parent, name)
+    try:
+        _empty(fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _empty(top: int) -> None:
+    """Two descriptors are enough: what lies deeper is moved up, until it is empty."""
+    device, number = os.fstat(top).st_dev, 0
+    while names := _some(top):
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=top)
+                continue
+            except (IsADirectoryError, PermissionError):
+                inner = _open_to_empty(top, name)
+            try:
+                if os.fstat(inner).st_dev != device:
+                    raise OSError(errno.EXDEV, "a mount", os.fsdecode(name))
+                while below := _some(inner):
+                    number = _move_up(inner, below, top, number)
+            finally:
+                os.close(inner)
+            os.rmdir(name, dir_fd=top)
 
 
 def _some(fd: int, most: int = 1000) -> list[bytes]:
@@ -206,31 +235,15 @@ def _some(fd: int, most: int = 1000) -> list[bytes]:
         return [os.fsencode(entry.name) for _, entry in zip(range(most), entries, strict=False)]
 
 
-def _remove(top: int, name: bytes, device: int, number: int) -> int:
+def _open_to_empty(parent: int, name: bytes) -> int:
+    """A directory, for its entries to be removed, whatever its mode; never by a link."""
+    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     try:
-        os.unlink(name, dir_fd=top)
-        return number
-    except IsADirectoryError:
-        pass
-    except PermissionError:  # what some file systems say of a directory
-        if not stat.S_ISDIR(os.stat(name, dir_fd=top, follow_symlinks=False).st_mode):
-            raise
-    fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
-    try:
-        if os.fstat(fd).st_dev != device:
-            raise OSError(errno.EXDEV, "a mount", os.fsdecode(name))
-        if not os.access(f"/proc/self/fd/{fd}", os.R_OK | os.W_OK | os.X_OK):
+        if os.fstat(fd).st_mode & 0o700 != 0o700:
             os.chmod(f"/proc/self/fd/{fd}", 0o700)
-        inner = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.close(fd)
-    try:
-        while names := _some(inner):
-            number = _move_up(inner, names, top, number)
-    finally:
-        os.close(inner)
-    os.rmdir(name, dir_fd=top)
-    return number
 
 
 def _move_up(inner: int, names: list[bytes], top: int, number: int) -> int:
@@ -238,11 +251,16 @@ def _move_up(inner: int, names: list[bytes], top: int, number: int) -> int:
         try:
             os.unlink(name, dir_fd=inner)
         except (IsADirectoryError, PermissionError):
-            while True:
-                number += 1
-                try:
-                    os.stat(b"nsbox-%d" % number, dir_fd=top, follow_symlinks=False)
-                except FileNotFoundError:
-                    break
+            number = _free(top, number)
             os.rename(name, b"nsbox-%d" % number, src_dir_fd=inner, dst_dir_fd=top)
     return number
+
+
+def _free(top: int, number: int) -> int:
+    """The next number whose name is not taken there."""
+    while True:
+        number += 1
+        try:
+            os.stat(b"nsbox-%d" % number, dir_fd=top, follow_symlinks=False)
+        except FileNotFoundError:
+            return number

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, watch
+from nsbox import interrupts, probe, units, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
+from nsbox.spec import container_path, host_path
 from nsbox.streams import PIPE, Sink, connect, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from nsbox.changes import Change
+    from nsbox.copying import Copied
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
@@ -338,6 +342,85 @@ class Container:
         if self._process is None:
             raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
         return self._process.changes()
+
+    # ------------------------------------------------------------ files
+
+    def copy_in(self, src: Path | str, dst: Path | str) -> Copied:
+        """A file or directory of the caller's into the running container, at *dst*.
+
+        It belongs to the user that PID 1 is, and is made with that user's rights. A file
+        replaces one that is there, at once; a directory must not be there. Links stay links.
+
+        Raises:
+            StateError: it does not run.
+            CopyError: naming the path.
+        """
+        from nsbox import copying
+
+        with self._root() as root:
+            return copying.copy_in(root, host_path(src, "src"), container_path(dst, "dst"),
+                                   self._file_ids())  # fmt: skip
+
+    def copy_out(
+        self,
+        src: Path | str,
+        dst: Path | str,
+        *,
+        max_bytes: int = 64 << 20,
+        max_files: int = 10_000,
+        depth: int = 32,
+    ) -> Copied:
+        """A file or directory of the running container to *dst* of the caller's.
+
+        Whatever the payload does with it meanwhile: no link is followed out of the container or
+        in the tree, nothing but regular files is read, and nothing of it has a set-id bit. A
+        file replaces *dst*, at once; a directory must not be there.
+
+        Args:
+            max_bytes: of content, in all; apparent size, so that a sparse file is too large.
+            max_files: in all, without directories.
+            depth: levels of directories, at most 200.
+
+        Raises:
+            StateError: it does not run.
+            CopyError: a bound was passed, *src* is no file or directory, or the kernel refused.
+        """
+        from nsbox import copying
+
+        bounds = copying.Bounds(
+            units.count(max_bytes, "max_bytes"),
+            units.count(max_files, "max_files"),
+            units.count(depth, "depth", most=copying.MOST_DEPTH),
+        )
+        with self._root() as root:
+            return copying.copy_out(root, container_path(src, "src"), host_path(dst, "dst"), bounds)
+
+    @contextmanager
+    def _root(self) -> Iterator[int]:
+        """PID 1's root directory: a number may be somebody else's by now, a pidfd is not."""
+        if self.status() != "running":
+            raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
+        try:
+            fd = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise StateError(f"container {self.name!r} has ended", status="stopped") from None
+        try:
+            try:
+                signal.pidfd_send_signal(self.pidfd, 0)  # not reaped yet: so the number was its
+            except (ProcessLookupError, OSError):
+                raise StateError(f"container {self.name!r} has ended", status="stopped") from None
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _file_ids(self) -> tuple[int, int] | None:
+        """PID 1's ids as the caller sees them, where it can take them on and they are not its own."""
+        found = {}
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(("Uid:", "Gid:")):
+                found[line[:3]] = int(line.split()[1])
+        ids = (found["Uid"], found["Gid"])
+        return None if os.geteuid() != 0 or ids == (os.geteuid(), os.getegid()) else ids
 
     def discard(self) -> None:
         """Throw away what it changed in an overlay's ``upper=``, which is empty then.
