@@ -196,6 +196,11 @@ def empty(directory: str) -> None:
         os.close(top)
 
 
+def empty_fd(top: int) -> None:
+    """The same, of a directory that is open."""
+    _empty(top)
+
+
 def remove(parent: int, name: bytes) -> None:
     """Remove *name* in the directory *parent*, and all below it, as ``empty`` does."""
     try:

@@ -91,7 +91,7 @@ class Container:
         for number, stream in enumerate((stdin, stdout, stderr)):
             if stream == PIPE:
                 raise SpecError(("stdin", "stdout", "stderr")[number], "PIPE is for Popen")
-        self.name = name or Path(self.spec.args[0]).name
+        self.name = name or Path((*self.spec.args, self.spec.root.path)[0]).name or "container"
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
         self._on_end: Callable[[], None] | None = None

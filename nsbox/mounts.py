@@ -368,7 +368,7 @@ def check_root(build: Build) -> None:
     spec = build.spec
     if build.has_new("mnt"):
         return
-    for field, asked in (("root", spec.root.kind in ("dir", "overlay")), ("mounts", spec.mounts),
+    for field, asked in (("root", spec.root.kind not in ("host", "inherit")), ("mounts", spec.mounts),
                          ("files", spec.files), ("limits.disk", spec.limits.disk)):  # fmt: skip
         if asked:
             raise SpecError(field, 'needs "mnt" among the namespaces')

@@ -71,6 +71,10 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
             if len(_specs) >= _MOST_SPECS:
                 _specs.clear()
             _specs[key] = spec
+    if spec.root.kind in ("tar", "oci", "overlay"):
+        from nsbox import images
+
+        return images.with_image(spec)
     return _with_interpreter(spec)
 
 
@@ -125,6 +129,10 @@ def explain(args: Any, **keywords: Any) -> Plan:
     Takes a ``Spec`` too.
     """
     spec = args if isinstance(args, Spec) else build_spec(args, keywords)
+    if spec.root.kind in ("tar", "oci"):
+        from nsbox import images
+
+        spec = images.with_image(spec)
     return plan_for(spec, probe.host())
 
 

@@ -264,6 +264,7 @@ class Rootfs:
     size: int | None = None
     inodes: int | None = None
     image: bool = False
+    ref: str = ""
 
     @classmethod
     def host(cls) -> Rootfs:
@@ -288,6 +289,30 @@ class Rootfs:
         if method not in ("pivot_root", "chroot"):
             raise SpecError("method", f'{method!r}: use "pivot_root" or "chroot"')
         return cls("dir", host_path(path, "root"), bool(ro), method)
+
+    @classmethod
+    def tar(cls, path: Path) -> Rootfs:
+        """A root file system in a tar archive, plain or compressed; read-only.
+
+        It is unpacked once, into a cache by its digest; put it below ``Rootfs.overlay`` to
+        write. Owners are the archive's for root, below 65536; set-id bits are dropped. Refused
+        with SpecError, which names the entry: absolute names, ``..``, links out of it, devices
+        and pipes, more than 16 GiB or 1,000,000 entries.
+        """
+        return cls("tar", host_path(path, "root"))
+
+    @classmethod
+    def oci(cls, path: Path, ref: str = "") -> Rootfs:
+        """An image in an OCI image layout, a directory with index.json; read-only.
+
+        Every blob's digest is verified; the layers are unpacked once, as ``tar`` is. Where the
+        caller gives none, the image's Env, WorkingDir, User are taken, and for ``args=[]`` its
+        Entrypoint and Cmd.
+
+        Args:
+            ref: which one, where the layout has several: org.opencontainers.image.ref.name.
+        """
+        return cls("oci", host_path(path, "root"), ref=text(ref, "ref"))
 
     @classmethod
     def overlay(
@@ -368,9 +393,11 @@ class Spec:
         return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
 
-def _args(args: Any) -> tuple[str, ...]:
+def _args(args: Any, optional: bool = False) -> tuple[str, ...]:
     if isinstance(args, (str, bytes)):
         raise TypeError('args must be a list; use ["sh", "-c", "ls -l"] or shlex.split()')
+    if optional and (args is None or (isinstance(args, Sequence) and not args)):
+        return ()
     if not isinstance(args, Sequence) or not args:
         raise SpecError("args", "must be a list with at least the program")
     result = tuple(text(arg, f"args[{i}]") for i, arg in enumerate(args))
@@ -535,9 +562,11 @@ def make_spec(
             raise SpecError(f"mounts[{i}]", "/ is for root= to say")
     if limits is not None and not isinstance(limits, Limits):
         raise SpecError("limits", f"{limits!r} is not a Limits")
+    where = _root(root)
+    has_command = any(layer.kind == "oci" for layer in (where, *where.layers))
     return Spec(
-        args=_args(args),
-        root=_root(root),
+        args=_args(args, has_command),
+        root=where,
         cwd=None if cwd is None else container_path(cwd, "cwd"),
         env=_env(env),
         uid=uid,

@@ -43,7 +43,7 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
         Opcode.FILE: "a", Opcode.SYMLINK: "ab", Opcode.READONLY: "a", Opcode.SYSCTL: "ab",
         Opcode.HOSTNAME: "a", Opcode.CHDIR: "a", Opcode.EXEC: "a",
     }  # fmt: skip
-    options = {Opcode.ROOT_TMPFS: op.a, Opcode.PROCFS: op.a, Opcode.MOUNT: op.c}.get(code, 0)
+    options = {Opcode.ROOT_TMPFS: op.a, Opcode.ROOT_OVERLAY: op.a, Opcode.PROCFS: op.a, Opcode.MOUNT: op.c}.get(code, 0)
     return {
         "texts": tuple(raw.text(getattr(op, name)) for name in texts.get(code, "")),
         "options": raw.options(options),
@@ -291,7 +291,7 @@ def test_a_header_is_refused_for(name: str, value: int) -> None:
 
 BROKEN_OPS = [
     (Opcode.EXEC, 0, 0, 2, "opcode 0"),
-    (Opcode.EXEC, 0, 44, 2, "an unknown opcode"),
+    (Opcode.EXEC, 0, len(Opcode) + 1, 2, "an unknown opcode"),
     (Opcode.EXEC, 0, 0xFFFF, 2, "the last opcode there could be"),
     (Opcode.EXEC, 4, 0, 4, "no string where one must be"),
     (Opcode.EXEC, 4, 64, 4, "a string among the ops"),
