@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 16 << 30  #: of content, unpacked
 MOST_FILES = 1_000_000
 _HEADERS = 4 << 20  # of one entry: its name, its attributes, its map of holes
+_PADDING = 64 << 20  # after the last entry
 _CHUNK = 1 << 18
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOBODY = 65534
@@ -47,7 +48,7 @@ class _Forward:
 
     def read(self, size: int = -1) -> bytes:
         if size < 0 or size > 1 << 20 or size > self.budget:
-            raise _Refused("its headers are too large")
+            raise _Refused("has more to it than belongs to an entry")
         parts, left = [], size
         while left and (data := self._raw.read(left)):
             parts.append(data)
@@ -151,6 +152,9 @@ class Unpacker:
                     forward.budget = member.size + _HEADERS
                     act(member, tar)
                     forward.seek(tar.offset)  # type: ignore[attr-defined]
+                name, forward.budget = "", _PADDING
+                while forward.read(_CHUNK):  # to the end, where checksums are
+                    pass
         except (_Refused, tarfile.TarError, ValueError, OverflowError) as e:
             raise self._error(name, str(e)) from e
         except (EOFError, OSError) as e:

@@ -116,9 +116,10 @@ def _unpack_tar(path: str) -> str:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as e:
         raise SpecError("root", f"{path}: {e.strerror}") from e
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SpecError("root", f"{path} is not a file")
     with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise SpecError("root", f"{path} is not a file")
         digest = hashlib.sha256()
         while data := file.read(1 << 20):
             digest.update(data)
@@ -270,8 +271,9 @@ def _database(root: str, path: bytes) -> list[list[str]]:
         return []
     finally:
         os.close(fd)
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        return []
     with open(found, "rb") as file:
-        if not stat.S_ISREG(os.fstat(found).st_mode):
-            return []
         lines = file.read(1 << 20).decode("utf-8", "surrogateescape").splitlines()
     return [line.split(":") for line in lines]
