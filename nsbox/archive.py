@@ -15,11 +15,11 @@ import errno
 import os
 import stat
 import tarfile
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from nsbox import changes, mountapi
 from nsbox.build import SLOT_IDS
-from nsbox.errors import SpecError, Unavailable
+from nsbox.errors import NsboxError, SpecError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ _PADDING = 64 << 20  # after the last entry
 _CHUNK = 1 << 18
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOBODY = 65534
+_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of the archive's
 _WHITEOUT, _OPAQUE, _RESERVED = b".wh.", b".wh..wh..opq", b".wh..wh."
 
 
@@ -50,12 +51,23 @@ class _Forward:
         if size < 0 or size > 1 << 20 or size > self.budget:
             raise _Refused("has more to it than belongs to an entry")
         parts, left = [], size
-        while left and (data := self._raw.read(left)):
+        while left and (data := self._next(left)):
             parts.append(data)
             left -= len(data)
         self._at += size - left
         self.budget -= size - left
         return b"".join(parts)
+
+    def _next(self, most: int) -> bytes:
+        """What the decompressors raise of broken data has no common base."""
+        try:
+            return self._raw.read(most)
+        except (MemoryError, NsboxError, _Refused):
+            raise
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno:
+                raise
+            raise _Refused(str(e)) from e
 
     def tell(self) -> int:
         return self._at
@@ -79,7 +91,7 @@ def decompressed(raw: IO[bytes]) -> IO[bytes]:
     if magic[:2] == b"\x1f\x8b":
         import gzip
 
-        return gzip.GzipFile(fileobj=raw)
+        return cast("IO[bytes]", gzip.GzipFile(fileobj=raw))
     if magic[:3] == b"BZh":
         import bz2
 
@@ -138,36 +150,29 @@ class Unpacker:
         forward, name = _Forward(stream), ""
         try:
             with tarfile.open(
-                fileobj=forward, mode="r:", encoding="utf-8", errors="surrogateescape",
-                format=tarfile.PAX_FORMAT,
+                fileobj=cast("IO[bytes]", forward), mode="r:", encoding="utf-8",
+                errors="surrogateescape",
             ) as tar:  # fmt: skip
                 while True:
                     forward.budget = _HEADERS
                     member = tar.next()
                     if member is None:
                         break
-                    tar.members = []  # type: ignore[attr-defined]
+                    tar.members = []
                     name = member.name
                     self._count(member)
                     forward.budget = member.size + _HEADERS
                     act(member, tar)
-                    forward.seek(tar.offset)  # type: ignore[attr-defined]
+                    forward.seek(tar.offset)
                 name, forward.budget = "", _PADDING
                 while forward.read(_CHUNK):  # to the end, where checksums are
                     pass
-        except (_Refused, tarfile.TarError, ValueError, OverflowError) as e:
+        except (_Refused, tarfile.TarError, ValueError, OverflowError, EOFError) as e:
             raise self._error(name, str(e)) from e
-        except (EOFError, OSError) as e:
-            if isinstance(e, (SpecError, Unavailable)) or e.__class__.__name__ == "Unavailable":
-                raise
-            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        except OSError as e:
+            if isinstance(e, NsboxError) or e.errno in _OURS:
                 raise
             raise self._error(name, str(e)) from e
-        except Exception as e:  # zlib.error, lzma.LZMAError and the like have no common base
-            if type(e).__module__.partition(".")[0] in ("zlib", "_lzma", "lzma", "compression",
-                                                        "zstd", "zstandard"):  # fmt: skip
-                raise self._error(name, str(e)) from e
-            raise
 
     def _error(self, name: str, why: str) -> SpecError:
         where = f", entry {name!r}" if name else ""

@@ -414,7 +414,7 @@ class Container:
             os.close(fd)
 
     def _file_ids(self) -> tuple[int, int] | None:
-        """PID 1's ids as the caller sees them, where it can take them on and they are not its own."""
+        """PID 1's ids as the caller sees them, where they are others that it can take on."""
         found = {}
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
             if line.startswith(("Uid:", "Gid:")):

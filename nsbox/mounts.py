@@ -368,7 +368,8 @@ def check_root(build: Build) -> None:
     spec = build.spec
     if build.has_new("mnt"):
         return
-    for field, asked in (("root", spec.root.kind not in ("host", "inherit")), ("mounts", spec.mounts),
+    needs = spec.root.kind not in ("host", "inherit")
+    for field, asked in (("root", needs), ("mounts", spec.mounts),
                          ("files", spec.files), ("limits.disk", spec.limits.disk)):  # fmt: skip
         if asked:
             raise SpecError(field, 'needs "mnt" among the namespaces')

@@ -71,7 +71,7 @@ class Hashed(io.RawIOBase):
 
 
 def _open_blob(layout: str, descriptor: Any) -> tuple[IO[bytes], str]:
-    """A blob's file, which has the size that *descriptor* says, and the digest that it must have."""
+    """A blob's file, of the size that *descriptor* says, and the digest that it must have."""
     digest = descriptor.get("digest") if isinstance(descriptor, dict) else None
     match = _DIGEST.fullmatch(digest) if isinstance(digest, str) else None
     if match is None or not isinstance(digest, str):
@@ -132,7 +132,7 @@ def _choose(layout: str, index: dict[str, Any], ref: str) -> dict[str, Any]:
     entries = index.get("manifests")
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise _wrong(layout, "no list of manifests")
-    found = [entry for entry in entries if _fits(entry, ref)]
+    found: list[dict[str, Any]] = [entry for entry in entries if _fits(entry, ref)]
     if len(found) != 1:
         names = sorted({str(_name(entry)) for entry in entries if _name(entry)})
         known = f", of: {', '.join(names)}" if names else ""
@@ -152,9 +152,9 @@ def _name(entry: dict[str, Any]) -> object:
 
 def _fits(entry: dict[str, Any], ref: str) -> bool:
     where = entry.get("platform")
-    if isinstance(where, dict):
-        if (where.get("os"), where.get("architecture")) != ("linux", _architecture()):
-            return False
+    here = {"os": "linux", "architecture": _architecture()}
+    if isinstance(where, dict) and any(where.get(key) != value for key, value in here.items()):
+        return False
     return not ref or _name(entry) == ref
 
 

@@ -293,7 +293,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    with kit.at_most(5), pytest.raises(nsbox.SpecError, match="r.tar"):
+    with kit.at_most(5), pytest.raises(nsbox.SpecError, match=r"r\.tar"):
         kit.run("true", root=Rootfs.tar(path))
 
 

@@ -10,8 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from run import kit
@@ -20,6 +19,9 @@ from support import poll_until
 import nsbox
 from nsbox import Mount, Rootfs
 from nsbox.names import Opcode
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 CAPABLE: dict[str, Any] = {"user": 0, "profile": "standard"}
@@ -77,7 +79,8 @@ for propagation in ("slave", "private"):
         info = open(f"/proc/{box.pid}/mountinfo").read()
         assert "shared:" not in info
         assert ("master:" in info) == (propagation == "slave"), info
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", where + "/sub"], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", f"{where}/sub"],
+                       check=True)
         open(where + "/sub/later", "w").close()
         print("\\n", file=box.stdin, flush=True)
         if propagation == "slave":
@@ -316,8 +319,8 @@ def test_device_files_of_the_root_that_are_links_are_not_used(tmp_path: Path, ki
         target = outside if name in ("shm", "pts", "mqueue") else outside / "victim"
         (root / "dev" / name).symlink_to(target)
     where = Rootfs.dir(root) if kind == "dir" else Rootfs.overlay(root)
-    done = kit.sh("echo x > /dev/null; test -c /dev/null && test -d /dev/shm && echo x > /dev/shm/y",
-                  root=where, mounts=[Mount.devpts()])  # fmt: skip
+    script = "echo x > /dev/null; test -c /dev/null && test -d /dev/shm && echo x > /dev/shm/y"
+    done = kit.sh(script, root=where, mounts=[Mount.devpts()])
     assert done.ok, done
     assert (outside / "victim").read_text() == "untouched"
     assert os.listdir(outside) == ["victim"]

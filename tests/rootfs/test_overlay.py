@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from run import kit
@@ -15,6 +14,9 @@ from support import poll_until
 import nsbox
 from nsbox import Limits, Mount, Rootfs
 from nsbox.changes import Change, empty
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 CAPABLE: dict[str, Any] = {"user": 0}
@@ -261,7 +263,7 @@ def test_a_file_system_that_cannot_be_id_mapped_is_an_error_that_names_it(
     box: Path, below: str
 ) -> None:
     root = Rootfs.overlay("/sys/kernel") if below == "lower" else Rootfs.overlay(box, "/sys/kernel")
-    with pytest.raises(nsbox.Unavailable, match="/sys/kernel.*id-mapped") as caught:
+    with pytest.raises(nsbox.Unavailable, match=r"/sys/kernel.*id-mapped") as caught:
         kit.run("true", root=root)
     assert caught.value.feature == "root"
 
@@ -312,7 +314,7 @@ def test_what_a_hostile_payload_left_is_told_in_bounded_time(box: Path, tmp_path
     with kit.at_most(15):
         done = kit.python(HOSTILE, root=Rootfs.overlay(box), mounts=mounts)
     assert done.ok, done
-    told = dict((path, kind) for kind, path in done.changes)
+    told = {path: kind for kind, path in done.changes}
     for name in ("link", "file", "fifo", "closed", "\udcff\n", "sparse", "deep"):
         assert told[f"/data/{name}"] in ("added", "unreadable"), name
     assert "/data/link/passwd" not in told

@@ -206,8 +206,16 @@ def specs() -> st.SearchStrategy[Spec]:
     return st.builds(
         make_spec,
         st.lists(_TEXT, max_size=4).flatmap(lambda rest: _WORD.map(lambda first: [first, *rest])),
-        root=st.sampled_from((None, "/srv/r", Rootfs.inherit(), Rootfs.dir("/r", False, "chroot"),
-                              Rootfs.overlay(["/a,:", "/b"]), Rootfs.overlay("/a", "/u"))),  # fmt: skip
+        root=st.sampled_from(
+            (
+                None,
+                "/srv/r",
+                Rootfs.inherit(),
+                Rootfs.dir("/r", False, "chroot"),
+                Rootfs.overlay(["/a,:", "/b"]),
+                Rootfs.overlay("/a", "/u"),
+            )
+        ),
         cwd=st.none() | _PATH,
         env=st.none() | st.dictionaries(_WORD | st.just("PATH"), _TEXT, max_size=4),
         user=st.none() | _ID | st.tuples(_ID, _ID).map(lambda ids: f"{ids[0]}:{ids[1]}"),

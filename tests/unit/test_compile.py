@@ -22,7 +22,18 @@ from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
-from nsbox.steps import Clone3, IdMap, MakeCgroup, HandOver, MapTree, OpenTree, SetLimit, Setns, Slot, Step
+from nsbox.steps import (
+    Clone3,
+    HandOver,
+    IdMap,
+    MakeCgroup,
+    MapTree,
+    OpenTree,
+    SetLimit,
+    Setns,
+    Slot,
+    Step,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -332,7 +343,8 @@ def test_mounts_are_private_before_any_is_made(plan: Plan) -> None:
         opened = _where(plan, Opcode.OPEN_TREE)
         early = [i for i in opened if i < private]
         assert all(plan.steps[i].source.startswith("mounts[") for i in early)
-        assert len(slave) == bool(early) and all(i > slave[0] for i in early)
+        assert len(slave) == bool(early)
+        assert all(i > slave[0] for i in early)
 
 
 @every_plan

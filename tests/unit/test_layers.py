@@ -36,8 +36,7 @@ FLOORS: dict[int, str] = {
     1: "errors units names",
     2: "spec host",
     3: "steps plan profile build overlay mounts creds compile",
-    4: "cgroup registry launcher probe interrupts mountapi changes copying"
-    " archive oci images",
+    4: "cgroup registry launcher probe interrupts mountapi changes copying archive oci images",
     5: "process templates idmap watch result streams sandbox converse command popen namespace",
     6: "container",
     7: "podspec pod",
