@@ -158,7 +158,7 @@ class Unpacker:
                     member = tar.next()
                     if member is None:
                         break
-                    tar.members = []
+                    tar.members = []  # type: ignore[attr-defined]
                     name = member.name
                     self._count(member)
                     forward.budget = member.size + _HEADERS

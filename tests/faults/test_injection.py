@@ -13,7 +13,7 @@ from faults import kit
 from support import poll_until, probe_cgroup
 
 import nsbox
-from nsbox import cgroup, probe, process, sandbox, templates
+from nsbox import cgroup, idmap, probe, process, sandbox, templates
 from nsbox import compile as compiler
 from nsbox.errors import SetupError, Unavailable
 from nsbox.steps import Slot
@@ -61,6 +61,21 @@ def _root_with_mounts(where: Path) -> dict[str, Any]:
     }
 
 
+def _overlay(where: Path) -> dict[str, Any]:
+    (where / "mapped").mkdir()
+    root = _root_directory(where)
+    return {
+        "root": nsbox.Rootfs.overlay(root),
+        "mounts": [
+            nsbox.Mount.bind("/usr", "/usr"),
+            nsbox.Mount.bind(where / "mapped", "/mapped", idmap=True),
+            nsbox.Mount.bind(where / "mapped", "/slave", ro=False, propagation="slave"),
+            nsbox.Mount.devpts(),
+            nsbox.Mount.sysfs(),
+        ],
+    }
+
+
 SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "strict, the default": lambda _: {},
     "standard": lambda _: {"profile": "standard"},
@@ -68,6 +83,7 @@ SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "none without init": lambda _: {"profile": "none", "init": False},
     "with limits": lambda _: {"limits": LIMITS, "profile": "none", "init": False},
     "a root directory with mounts": _root_with_mounts,
+    "an overlay with mounts of every kind": _overlay,
     "found in PATH": lambda _: {"profile": "none", "env": {"PATH": "/nowhere:/usr/bin"}},
 }
 
@@ -94,6 +110,7 @@ class Site:
         self._before = self._look()
 
     def _look(self) -> tuple[list[int], list[str], int]:
+        idmap.clear()
         prefix = f"nsbox-{os.getpid()}-"
         groups = [f"{place}/{name}" for place in self.places
                   for name in os.listdir(place) if name.startswith(prefix)]  # fmt: skip
