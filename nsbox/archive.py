@@ -290,10 +290,7 @@ class Unpacker:
             os.close(there)
 
     def _clear(self, parent: int, name: bytes) -> None:
-        try:
-            changes.remove(parent, name)
-        except FileNotFoundError:
-            pass
+        changes.remove(parent, name)
 
     def _own(self, parent: int, name: bytes, member: tarfile.TarInfo) -> None:
         if self._owns:

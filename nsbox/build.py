@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nsbox.errors import Unavailable
 from nsbox.names import PlanFlag
 from nsbox.profile import PROFILES, Profile
-from nsbox.steps import MapTree, OpenTree, Slot, Step
+from nsbox.steps import IdLines, MapTree, OpenTree, Slot, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -89,10 +89,11 @@ class Build:
         self,
         src: str,
         attrs: int,
-        uids: tuple[tuple[int | None, int, int], ...],
-        gids: tuple[tuple[int | None, int, int], ...],
+        uids: IdLines,
+        gids: IdLines,
         source: str,
         *,
+        keep: bool,
         required: bool = True,
     ) -> Slot:
         """An id-mapped copy of a host path, see ``MapTree``; the owner makes it, before the child.
@@ -103,7 +104,7 @@ class Build:
         slot = self.pass_slot("idmap", f"{src}#{self.trees}")
         first = next(i for i, s in enumerate(self.steps) if s.who == "child" or s.name == "clone3")
         required = required and not self.spec.best_effort
-        self.steps.insert(first, MapTree(src, slot, attrs, uids, gids, required, source))
+        self.steps.insert(first, MapTree(src, slot, attrs, uids, gids, keep, required, source))
         return slot
 
     def cannot(self, feature: str, why: str, *, hint: str = "") -> None:

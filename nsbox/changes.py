@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MOST = 100_000  #: changes that are told; the last one then says "more"
-_DEPTH = 200  # levels of directories that are opened at once
+_DEPTH = 200  # levels of directories that are opened at once, to look
+_LEVELS = 64  # and to remove
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 
@@ -202,12 +203,13 @@ def empty_fd(top: int) -> None:
 
 
 def remove(parent: int, name: bytes) -> None:
-    """Remove *name* in the directory *parent*, and all below it, as ``empty`` does."""
-    try:
-        os.unlink(name, dir_fd=parent)
+    """Remove *name* in the directory *parent*, and all below it, as ``empty`` does.
+
+    Nothing is done where there is none.
+    """
+    if _unlinked(parent, name):
         return
-    except (IsADirectoryError, PermissionError):
-        fd = _open_to_empty(parent, name)
+    fd = _open_to_empty(parent, name)
     try:
         _empty(fd)
     finally:
@@ -216,23 +218,49 @@ def remove(parent: int, name: bytes) -> None:
 
 
 def _empty(top: int) -> None:
-    """Two descriptors are enough: what lies deeper is moved up, until it is empty."""
+    """As many levels as there are descriptors for; what lies deeper is moved up to the top."""
     device, number = os.fstat(top).st_dev, 0
-    while names := _some(top):
-        for name in names:
-            try:
-                os.unlink(name, dir_fd=top)
+    levels: list[tuple[int, bytes, list[bytes]]] = [(top, b"", [])]
+    try:
+        while True:
+            fd, own, names = levels[-1]
+            if not names:
+                names += _some(fd)
+            if not names:
+                if len(levels) == 1:
+                    return
+                levels.pop()
+                os.close(fd)
+                os.rmdir(own, dir_fd=levels[-1][0])
                 continue
-            except (IsADirectoryError, PermissionError):
-                inner = _open_to_empty(top, name)
-            try:
-                if os.fstat(inner).st_dev != device:
+            name = names.pop()
+            if _unlinked(fd, name):
+                continue
+            if len(levels) < _LEVELS:
+                levels.append((_open_to_empty(fd, name), name, []))
+                if os.fstat(levels[-1][0]).st_dev != device:
                     raise OSError(errno.EXDEV, "a mount", os.fsdecode(name))
-                while below := _some(inner):
-                    number = _move_up(inner, below, top, number)
-            finally:
-                os.close(inner)
-            os.rmdir(name, dir_fd=top)
+            else:
+                number = _free(top, number)
+                os.rename(name, b"nsbox-%d" % number, src_dir_fd=fd, dst_dir_fd=top)
+    finally:
+        for fd, _, _ in levels[1:]:
+            os.close(fd)
+
+
+def _unlinked(fd: int, name: bytes) -> bool:
+    """False for a directory."""
+    try:
+        os.unlink(name, dir_fd=fd)
+    except FileNotFoundError:
+        pass
+    except IsADirectoryError:
+        return False
+    except PermissionError:  # what some file systems say of a directory
+        if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+            return False
+        raise
+    return True
 
 
 def _some(fd: int, most: int = 1000) -> list[bytes]:
@@ -249,16 +277,6 @@ def _open_to_empty(parent: int, name: bytes) -> int:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     finally:
         os.close(fd)
-
-
-def _move_up(inner: int, names: list[bytes], top: int, number: int) -> int:
-    for name in names:
-        try:
-            os.unlink(name, dir_fd=inner)
-        except (IsADirectoryError, PermissionError):
-            number = _free(top, number)
-            os.rename(name, b"nsbox-%d" % number, src_dir_fd=inner, dst_dir_fd=top)
-    return number
 
 
 def _free(top: int, number: int) -> int:

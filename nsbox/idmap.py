@@ -21,7 +21,7 @@ from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from nsbox.launcher import Launcher
-    from nsbox.steps import MapTree
+    from nsbox.steps import IdLines, MapTree
 
 _MOST = 16  # each pins a user namespace
 
@@ -38,7 +38,7 @@ def open_mapped(step: MapTree, first: int, parent: Launcher) -> int:
     """
     tree = mountapi.open_tree(step.src, recursive=not step.required)
     try:
-        userns = _user_namespace(step.text(step.uids, first), step.text(step.gids, first), parent)
+        userns = _user_namespace(step.map(step.uids, first), step.map(step.gids, first), parent)
         try:
             mountapi.set_attributes(tree, step.attrs, recursive=not step.required, userns=userns)
         finally:
@@ -68,7 +68,7 @@ def _unavailable(step: MapTree, error: OSError) -> Exception:
     )
 
 
-def _user_namespace(uids: str, gids: str, parent: Launcher) -> int:
+def _user_namespace(uids: IdLines, gids: IdLines, parent: Launcher) -> int:
     """A descriptor of a user namespace with these maps, the caller's to close."""
     key = (parent.view, uids, gids)
     with _lock:
@@ -82,13 +82,9 @@ def _user_namespace(uids: str, gids: str, parent: Launcher) -> int:
         return os.dup(fd)
 
 
-def _make(uids: str, gids: str) -> int:
-    def lines(text: str) -> tuple[tuple[int, int, int], ...]:
-        rows = (line.split() for line in text.splitlines())
-        return tuple((int(disk), int(outside), int(count)) for disk, outside, count in rows)
-
+def _make(uids: IdLines, gids: IdLines) -> int:
     null = dev_null()
-    plan = compile_id_holder(lines(uids), lines(gids))
+    plan = compile_id_holder(uids, gids)
     holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
     try:
         # The holder is our launcher's child and not reaped: its number is its own.

@@ -184,8 +184,6 @@ def _drop(path: str) -> None:
     parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         changes.remove(parent, os.fsencode(os.path.basename(path)))
-    except FileNotFoundError:
-        pass
     finally:
         os.close(parent)
 

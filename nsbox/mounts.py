@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsbox import overlay
-from nsbox.build import SLOT_IDS
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import MountAttr, Opcode
 from nsbox.steps import (
@@ -93,19 +92,24 @@ def _open_directory(build: Build) -> Slot:
     """A directory as root. As root with a slot of ids, an image's ids are those inside; and in a
     writable one root inside is root, to make what is mounted on, where no payload can be that."""
     spec, attrs = build.spec, _root_attrs(build)
-    ids: tuple[tuple[int | None, int, int], ...] = ()
     if build.id_map == "slot" and spec.root.image:
         ids = overlay.IMAGE_IDS
-    elif build.id_map == "slot" and not spec.root.ro and _is_powerless(build):
-        ids = ((0, 0, 1), (None, 1, SLOT_IDS - 1))
-    if ids:
-        return build.map_tree(spec.root.path, attrs, ids, ids, "root", required=False)
+        return build.map_tree(spec.root.path, attrs, ids, ids, "root", keep=False, required=False)
+    if build.id_map == "slot" and not spec.root.ro and _is_powerless(build):
+        ids = ((build.host.euid, 0, 1),)
+        return build.map_tree(spec.root.path, attrs, ids, ids, "root", keep=True, required=False)
     return build.open_tree(spec.root.path, attrs, "root")
 
 
 def _is_powerless(build: Build) -> bool:
+    """No process in its user namespace can be root there; in a pod another container may be."""
     spec = build.spec
-    return spec.profile == "strict" and not spec.capabilities and bool(build.uid and build.gid)
+    return (
+        not build.join
+        and spec.profile == "strict"
+        and not spec.capabilities
+        and bool(build.uid and build.gid)
+    )
 
 
 def add_root(build: Build, parts: RootParts) -> None:
@@ -332,7 +336,7 @@ def _open_bind(build: Build, mount: Mount, source: str) -> Slot:
             alternatives=('profile="strict"', "idmap=False"),
         )  # fmt: skip
     uids, gids = ((host.euid, build.uid, 1),), ((host.egid, build.gid, 1),)
-    return build.map_tree(mount.src, attrs, uids, gids, source)
+    return build.map_tree(mount.src, attrs, uids, gids, source, keep=True)
 
 
 def add_mounts(build: Build, parts: MountParts) -> None:

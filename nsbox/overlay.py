@@ -49,7 +49,7 @@ def open_layers(build: Build) -> Layers:
 
     def opened(path: str, attrs: int, source: str) -> Slot:
         if mapped:
-            return build.map_tree(path, attrs, IMAGE_IDS, IMAGE_IDS, source)
+            return build.map_tree(path, attrs, IMAGE_IDS, IMAGE_IDS, source, keep=False)
         return build.open_tree(path, attrs, source, recursive=False)
 
     lower = [opened(layer.path, readonly, _SOURCE) for layer in root.layers]

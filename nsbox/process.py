@@ -369,8 +369,10 @@ def _spawn(
                 id_slot = registry.id_slots.take()
                 undo.callback(registry.id_slots.give, id_slot)
             with ExitStack() as opened:
-                trees = _map_trees(plan, parent, descriptors, id_slot, opened, inject)
-                channel = _submit(plan, parent, cgroup, {**descriptors, **trees}, id_slot, inject)
+                if any(slot.kind == "idmap" for slot in plan.passed):
+                    trees = _map_trees(plan, parent, descriptors, id_slot, opened, inject)
+                    descriptors = {**descriptors, **trees}
+                channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
             process.cgroup, process.inject = cgroup, inject
             undo.callback(process.release)

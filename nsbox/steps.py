@@ -163,37 +163,48 @@ class IdMap:
         )
 
 
+IdLines = tuple[tuple[int, int, int], ...]
+_ALL_IDS = 0xFFFFFFFF  # the last one is no id
+
+
 @dataclass(frozen=True, slots=True)
 class MapTree:
     """A detached, id-mapped copy of a host path, passed to the child.
 
-    *uids* and *gids* are (on disk, inside, count); on disk None: what it is outside, unmapped.
-    Where the file system cannot do that, the call fails if *required*, else it is a plain copy.
+    *uids* and *gids* are (on disk, inside, count). With *keep* every other id is, where
+    possible, what it would be without this; else it is nobody's, and not to be written by
+    anybody. Where the file system cannot do that, the call fails if *required*, else it is a
+    plain copy.
     """
 
     src: str
     slot: Slot
     attrs: int
-    uids: tuple[tuple[int | None, int, int], ...]
-    gids: tuple[tuple[int | None, int, int], ...]
+    uids: IdLines
+    gids: IdLines
+    keep: bool
     required: bool
     source: str
     who: ClassVar[str] = "host"
     name: ClassVar[str] = "idmap"
 
     def describe(self) -> str:
-        lines = ", ".join(
-            f"{'same' if disk is None else disk} -> {inside} x {count}"
-            for disk, inside, count in self.uids
-        )
+        lines = ", ".join(f"{disk} -> {inside} x {count}" for disk, inside, count in self.uids)
         return f"{self.src} ({lines})"
 
-    def text(self, lines: tuple[tuple[int | None, int, int], ...], first: int) -> str:
-        """For uid_map of a user namespace that stands for the mapping; *first* is inside's 0."""
-        return "".join(
-            f"{first + inside if disk is None else disk} {first + inside} {count}\n"
-            for disk, inside, count in lines
-        )
+    def map(self, lines: IdLines, first: int) -> IdLines:
+        """(on disk, outside, count) of all that is mapped; *first* is inside's 0 outside."""
+        found = [(disk, first + inside, count) for disk, inside, count in lines]
+        if not self.keep:
+            return tuple(found)
+        taken = sorted((start, count) for row in found for start, count in
+                       ((row[0], row[2]), (row[1], row[2])))  # fmt: skip
+        at = 0
+        for start, count in [*taken, (_ALL_IDS, 0)]:
+            if start > at:
+                found.append((at, at, start - at))
+            at = max(at, start + count)
+        return tuple(sorted(found))
 
 
 HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | MapTree

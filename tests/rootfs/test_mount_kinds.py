@@ -19,9 +19,13 @@ from support import poll_until
 import nsbox
 from nsbox import Mount, Rootfs
 from nsbox.names import Opcode
+from nsbox.steps import MapTree, Slot
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+if TYPE_CHECKING:
+    from nsbox.steps import IdLines
 
 pytestmark = pytest.mark.userns
 CAPABLE: dict[str, Any] = {"user": 0, "profile": "standard"}
@@ -184,11 +188,15 @@ def test_without_it_a_directory_of_roots_stays_closed(data: Path) -> None:
 def test_what_others_own_stays_theirs(data: Path) -> None:
     os.chown(data / "f", 4321, 4321)
     (data / "f").chmod(0o644)
+    (data / "open").touch()
+    (data / "open").chmod(0o666)
+    os.chown(data / "open", 4321, 4321)
     mount = Mount.bind(data, "/d", ro=False, idmap=True)
-    done = kit.sh("stat -c %u /d/f; echo x >> /d/f", mounts=[mount])
+    done = kit.sh("stat -c %u /d/f; echo x >> /d/open; echo x >> /d/f", mounts=[mount])
     assert done.stdout == "65534\n"
     assert done.returncode != 0
     assert (data / "f").read_text() == "mine\n"
+    assert (data / "open").read_text() == "x\n", "as it would be without the map"
 
 
 @pytest.mark.kernel
@@ -246,6 +254,17 @@ def test_mount_points_are_made_in_a_directory_of_the_callers(data: Path, tmp_pat
         assert (root / "data/mine").stat().st_uid > 65536, "and not anybody of the host's"
     assert (root / "new/place").stat().st_uid == os.geteuid()
     assert not (root / "etc/x").exists() or not kit.ROOT
+
+
+def test_a_map_with_every_other_id_as_it_is() -> None:
+    def mapped(keep: bool) -> IdLines:
+        lines = ((0, 1000, 1),)
+        step = MapTree("/x", Slot("idmap", "x"), 0, lines, lines, keep, True, "root")
+        return step.map(lines, 65536)
+
+    assert mapped(False) == ((0, 66536, 1),)
+    last = 0xFFFFFFFE
+    assert mapped(True) == ((0, 66536, 1), (1, 1, 66535), (66537, 66537, last - 66536))
 
 
 @pytest.mark.root
