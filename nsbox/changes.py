@@ -126,7 +126,11 @@ def changes(
 
 
 def _walk(upper: int, below: _Layers) -> Iterator[Change]:
-    top = os.open(".", _DIRECTORY, dir_fd=upper)
+    try:
+        top = os.open(".", _DIRECTORY, dir_fd=upper)
+    except PermissionError:
+        yield _change("unreadable", b"")
+        return
     stack = [(b"", top, os.scandir(top), False)]
     try:
         while stack:
@@ -141,6 +145,9 @@ def _walk(upper: int, below: _Layers) -> Iterator[Change]:
             where = path + b"/" + name if path else name
             try:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except PermissionError:
+                yield _change("unreadable", where)
+                continue
             except OSError:  # gone meanwhile
                 continue
             if _is_whiteout(status):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import select
@@ -66,6 +67,7 @@ _HINTS = {
     ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
     ("open_tree", errno.EINVAL): "in a user namespace, a directory that has mounts below it "
     "cannot be taken without them",
+    ("flock", errno.EBUSY): "another sandbox is using this upper directory",
     ("fsconfig", errno.ELOOP): "a layer of the overlay is within another one, or in use by it",
     ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
     ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
@@ -270,10 +272,18 @@ class Process:
             poll.register(self.pidfd, select.POLLIN)
             poll.poll(_ABORT_DEADLINE_S * 1000)
 
-    def take_upper(self, fd: int) -> None:
-        """The upper directory of its overlay, which set-up hands over."""
+    def take_upper(self, tree: int) -> None:
+        """The upper directory of its overlay, which set-up hands over: locked while it is used.
+
+        Raises OSError: another sandbox has it, and what both would see, nobody knows.
+        """
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        finally:
+            os.close(tree)
         with self._lock:
             self._upper = fd
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def changes(self) -> tuple[Change, ...]:
         """What is not as it is in the layers below; of an overlay, until ``close()`` and after."""
@@ -294,7 +304,9 @@ class Process:
                     if self._ended is not None and self.mine():
                         self.changes()
                 except OSError:  # a layer was removed: nothing to compare with
-                    pass
+                    from nsbox import changes
+
+                    self._changes = (changes.Change("unreadable", "/"),)
                 finally:
                     os.close(self._upper)
                     self._upper = -1
@@ -523,7 +535,11 @@ def _serve_barrier(process: Process, record: _core.Record, tree: int) -> None:
     step = plan.id_map
     index = plan.timeline_index(record.op)
     if isinstance(plan.steps[index], HandOver):
-        process.take_upper(tree)
+        try:
+            process.take_upper(tree)
+        except OSError as e:
+            busy = errno.EBUSY if e.errno == errno.EWOULDBLOCK else e.errno or errno.EIO
+            raise setup_error(plan, index, busy, "flock") from e
         os.write(process.fileno(), b"g")
         return
     if step is None:

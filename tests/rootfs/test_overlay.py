@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import TYPE_CHECKING, Any
@@ -446,3 +447,30 @@ def test_many_at_once_share_the_layer_below(box: Path) -> None:
         for one in boxes:
             one.close()
     assert sorted(os.listdir(box / "data")) == ["one", "two"]
+
+
+def test_an_upper_directory_in_use_by_another_is_an_error(box: Path, upper: Path) -> None:
+    root = Rootfs.overlay(box, upper)
+    with nsbox.Container(["/bin/sleep", "100"], root=root):
+        with pytest.raises(nsbox.SetupError, match="another sandbox") as caught:
+            kit.run("true", root=root)
+        assert (caught.value.errno, caught.value.field) == (errno.EBUSY, "root")
+    assert kit.run("true", root=root).ok
+
+
+@pytest.mark.parametrize("keywords", [CAPABLE, ALONE])
+def test_a_root_that_the_payload_closed_is_told_as_far_as_it_can_be(
+    box: Path, keywords: dict[str, Any]
+) -> None:
+    done = kit.sh("touch /etc/new; chmod 0 /", root=Rootfs.overlay(box), **keywords)
+    told = Change("added", "/etc/new") if kit.ROOT else Change("unreadable", "/")
+    assert done.changes == (told,)
+
+
+def test_changes_of_a_layer_that_is_gone_are_not_said_to_be_none(box: Path, tmp_path: Path) -> None:
+    kit.open_directory(box / "data")
+    args = ["/bin/sh", "-c", "touch /data/new; read line"]
+    with nsbox.Popen(args, root=Rootfs.overlay(box), stdin=nsbox.PIPE) as process:
+        box.rename(tmp_path / "elsewhere")
+        process.communicate(b"\n", timeout=kit.PATIENCE)
+        assert process._process.changes() == (Change("unreadable", "/"),)
