@@ -41,12 +41,25 @@ CHANGED = (
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Path:
+def plain(tmp_path: Path) -> Path:
     tmp_path.chmod(0o755)
     root = kit.busybox_root(tmp_path / "root")
     (root / "data/one").write_text("1\n")
     (root / "data/two").write_text("2\n")
     return root
+
+
+@pytest.fixture
+def box(plain: Path) -> Path:
+    """As root with a user namespace, nsbox has to map it to the sandbox's ids."""
+    need_map(plain, {})
+    return plain
+
+
+def need_map(where: Path, keywords: dict[str, Any]) -> None:
+    mapped = kit.ROOT and keywords != ALONE and "namespaces" not in keywords
+    if mapped and not kit.maps_ids(where):
+        pytest.skip("this file system cannot be id-mapped")
 
 
 def listing(where: Path) -> list[tuple[str, int, int, int]]:
@@ -65,20 +78,25 @@ def mine(keywords: dict[str, Any]) -> bool:
 @pytest.mark.kernel
 @pytest.mark.parametrize("keywords", MODES)
 def test_changes_are_seen_inside_told_and_not_in_the_layer_below(
-    box: Path, keywords: dict[str, Any]
+    plain: Path, keywords: dict[str, Any]
 ) -> None:
+    box = plain
+    need_map(box, keywords)
     if not mine(keywords):
         pytest.skip("the layer belongs to none of the mapped ids")
     before = listing(box)
     script = f"{CHANGE}; cat /etc/new /etc/marker; ls -A /data"
-    if keywords != ALONE and _tmpfs_has_no_user_xattrs():
+    in_userns = not kit.ROOT or (keywords != ALONE and "namespaces" not in keywords)
+    if in_userns and _tmpfs_has_no_user_xattrs():
         script = script.replace("rm -r /data && mkdir /data", "rm /data/* && mkdir")
     done = kit.sh(script, root=Rootfs.overlay(box), **keywords)
     assert kit.out(done) == "new\nother"
     if "rm -r" in script:
         assert done.changes == CHANGED
     assert listing(box) == before
-    again = kit.sh("cat /etc/marker /data/one; test ! -e /new", root=Rootfs.overlay(box))
+    again = kit.sh(
+        "cat /etc/marker /data/one; test ! -e /new", root=Rootfs.overlay(box), **keywords
+    )
     assert kit.out(again) == "inside\n1"
     assert again.changes == ()
 
@@ -109,9 +127,11 @@ def test_what_set_up_makes_is_no_change_of_the_payloads(box: Path) -> None:
 @pytest.mark.kernel
 @pytest.mark.parametrize("keywords", [{}, *MODES])
 def test_neither_the_old_root_nor_the_upper_directory_is_in_sight(
-    box: Path, keywords: dict[str, Any]
+    plain: Path, keywords: dict[str, Any]
 ) -> None:
     """pivot_root stacks the old root, with the staging directory on it, over the new one."""
+    box = plain
+    need_map(box, keywords)
     script = "ls -A /; ls -A /..; ls -A /proc/self/cwd/.."
     names = kit.out(kit.sh(script, root=Rootfs.overlay(box), **keywords)).split()
     assert names == ["bin", "data", "dev", "etc", "proc", "tmp"] * 3
@@ -206,6 +226,10 @@ def upper(tmp_path: Path) -> Path:
     where.mkdir(mode=0o700)
     if not _can_keep(where):
         pytest.skip("this file system cannot be id-mapped")
+    try:
+        os.setxattr(where, "user.nsbox", b"x")
+    except OSError:
+        pytest.skip("this file system has no user.* attributes, which make a directory opaque")
     return where
 
 
