@@ -26,6 +26,7 @@ class Host:
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
         spare_net: the launcher may make network namespaces ahead.
+        templates: roots may come from template mount namespaces.
     """
 
     euid: int = 0
@@ -40,6 +41,7 @@ class Host:
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     spare_net: bool = True
+    templates: bool = True
 
     @functools.cached_property
     def _hash(self) -> int:

@@ -41,6 +41,7 @@ def fits_template(build: Build) -> bool:
     spec = build.spec
     return (
         build.host.privileged
+        and build.host.templates
         and build.has_new("mnt")
         and not build.in_userns
         and not build.join

@@ -145,6 +145,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
+        templates=os.environ.get("NSBOX_TEMPLATES") != "0",
     )
 
 
