@@ -82,6 +82,7 @@ enum nsb_opcode {
 	NSB_OP_PAUSE,
 	NSB_OP_OPEN,
 	NSB_OP_PTY,
+	NSB_OP_ROOT_OVERLAY,
 	NSB_OP_MAX,
 };
 
@@ -143,7 +144,7 @@ enum nsb_at {
 enum nsb_kind {
 	NSB_SPAWNED = 1, /* pid; carries the pidfd */
 	NSB_STARTED,	 /* the payload's execve succeeded */
-	NSB_BARRIER,	 /* op: waits for one byte from the owner */
+	NSB_BARRIER,	 /* op: waits for one byte from the owner; may carry a tree */
 	NSB_EXECING,	 /* everything up to execve succeeded */
 	NSB_FAILED,	 /* op, err, call */
 	NSB_EXITED,	 /* nsbox-init: the payload's wait status */
@@ -181,7 +182,7 @@ int nsb_launcher_start(int exe, int control, int lock, int owner_pidfd);
 int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds);
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms);
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tree, int timeout_ms);
 long nsb_raw(long nr, long a, long b, long c, long d, long e);
 int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */

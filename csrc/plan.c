@@ -28,9 +28,11 @@ struct signature {
 static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_SETNS] = { SLOT, NIL, NIL },
 	[NSB_OP_CGROUP] = { SLOT, NIL, NIL },
+	[NSB_OP_BARRIER] = { SLOT, NIL, NIL },
 	[NSB_OP_SETGROUPS] = { DATA, NIL, NIL },
 	[NSB_OP_OPEN_TREE] = { STR, SLOT, NIL },
 	[NSB_OP_ROOT_TMPFS] = { LIST, NIL, NIL },
+	[NSB_OP_ROOT_OVERLAY] = { LIST, NIL, NIL },
 	[NSB_OP_ROOT_TREE] = { SLOT, NIL, NIL },
 	[NSB_OP_ATTACH] = { SLOT, STR, NIL },
 	[NSB_OP_MOUNT] = { STR, STR, LIST },

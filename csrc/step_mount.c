@@ -130,6 +130,20 @@ int step_root_tmpfs(struct nsb_ctx *cx, const struct nsb_op *op)
 	return mount < 0 ? mount : become_root(cx, mount);
 }
 
+/* Its layers were attached to the root so far, which it covers: their names there are short and
+ * plain, whatever the host calls them. The child stays in that directory until it pivots. */
+int step_root_overlay(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	int err, mount;
+
+	cx->call = "fchdir";
+	err = (int)nsb_sys1(__NR_fchdir, cx->root);
+	if (err < 0)
+		return err;
+	mount = nsb_new_mount(cx, "overlay", nsb_str(cx, op->a), op->n);
+	return mount < 0 ? mount : become_root(cx, mount);
+}
+
 int step_root_tree(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	if (op->flags & NSB_AS_IS)
@@ -220,12 +234,12 @@ int step_readonly(struct nsb_ctx *cx, const struct nsb_op *op)
 	return err;
 }
 
-/* pivot_root(".", ".") stacks the old root over the new one, where umount takes it away. */
+/* pivot_root(".", ".") stacks the old root over the new one, where umount takes it away; over it
+ * are the n roots that were there between, each of which hides it from umount. */
 int step_pivot(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	int err;
 
-	(void)op;
 	cx->call = "fchdir";
 	err = (int)nsb_sys1(__NR_fchdir, cx->root);
 	if (err < 0)
@@ -235,7 +249,8 @@ int step_pivot(struct nsb_ctx *cx, const struct nsb_op *op)
 	if (err < 0)
 		return err;
 	cx->call = "umount2";
-	err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
+	for (uint64_t left = op->n + 1; left && err == 0; left--)
+		err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
 	if (err < 0)
 		return err;
 	cx->call = "chdir";

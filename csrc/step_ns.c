@@ -42,8 +42,7 @@ int step_barrier(struct nsb_ctx *cx, const struct nsb_op *op)
 	char byte;
 	ssize_t got;
 
-	(void)op;
-	nsb_send(cx->channel, &record, -1);
+	nsb_send(cx->channel, &record, op->n ? cx->slots[op->a] : -1);
 	cx->call = "read";
 	do
 		got = sys_read(cx->channel, &byte, 1);

@@ -9,7 +9,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_SETNS] = step_setns,	 /* n: CLONE_NEW* that a pidfd stands for */
 	[NSB_OP_UNSHARE] = step_unshare, /* n: CLONE_NEW* */
 	[NSB_OP_CGROUP] = step_cgroup,
-	[NSB_OP_BARRIER] = step_barrier,
+	[NSB_OP_BARRIER] = step_barrier,	 /* n: whether the tree in slot a goes along */
 	[NSB_OP_SETGROUPS] = step_setgroups,	 /* a: gids (uint32), n: bytes */
 	[NSB_OP_SETGID] = step_setgid,		 /* n: gid */
 	[NSB_OP_SETUID] = step_setuid,		 /* n: uid */
@@ -24,7 +24,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_FILE] = step_file,   /* n: bytes, c: uid, m: gid << 32 | mode */
 	[NSB_OP_SYMLINK] = step_symlink,
 	[NSB_OP_READONLY] = step_readonly, /* n: MOUNT_ATTR_* */
-	[NSB_OP_PIVOT] = step_pivot,
+	[NSB_OP_PIVOT] = step_pivot,	   /* n: roots between the old one and the new */
 	[NSB_OP_CHROOT] = step_chroot,
 	[NSB_OP_PROCFS] = step_procfs,
 	[NSB_OP_SYSCTL] = step_sysctl,
@@ -50,7 +50,8 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_EXEC] = step_exec,
 	[NSB_OP_PAUSE] = step_pause,
 	[NSB_OP_OPEN] = step_open,
-	[NSB_OP_PTY] = step_pty, /* n: struct winsize */
+	[NSB_OP_PTY] = step_pty,		   /* n: struct winsize */
+	[NSB_OP_ROOT_OVERLAY] = step_root_overlay, /* n: MOUNT_ATTR_* */
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

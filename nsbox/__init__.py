@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nsbox.delegate import delegate as delegate
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
+    from nsbox.errors import CopyError as CopyError
     from nsbox.errors import NsboxError as NsboxError
     from nsbox.errors import RemoteError as RemoteError
     from nsbox.errors import SetupError as SetupError
@@ -65,6 +66,7 @@ _WHERE = {
     "DiskStats": "usage",
     "Events": "lifecycle",
     "LifeEvent": "lifecycle",
+    "CopyError": "errors",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",

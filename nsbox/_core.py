@@ -123,12 +123,13 @@ def raw_syscall(number: int, *args: int | bytes | None) -> int:
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 
-    __slots__ = ("_channel", "_pidfd", "_raw")
+    __slots__ = ("_channel", "_pidfd", "_raw", "_tree")
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
         self._raw = _ffi.new("struct nsb_record *")
         self._pidfd = _ffi.new("int *", -1)
+        self._tree = _ffi.new("int *", -1)
 
     @property
     def pidfd(self) -> int:
@@ -138,7 +139,12 @@ class Starting:
     def pid(self) -> int:
         return int(self._raw.pid)
 
+    def take_tree(self) -> int:
+        """The mount that a barrier handed over, once; -1 for none."""
+        fd, self._tree[0] = int(self._tree[0]), -1
+        return fd
+
     def next(self, timeout_ms: int = -1) -> Record:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
-        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, timeout_ms))
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, self._tree, timeout_ms))
         return _record(self._raw)

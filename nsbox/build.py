@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nsbox.errors import Unavailable
 from nsbox.names import PlanFlag
 from nsbox.profile import PROFILES, Profile
-from nsbox.steps import IdMap, OpenTree, Slot, Step
+from nsbox.steps import IdLines, IdMap, MapTree, OpenTree, Slot, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -86,6 +86,28 @@ class Build:
         self.trees += 1
         slot = Slot("tree", f"{src}#{self.trees}")
         self.add(OpenTree(src, slot, attrs, source, recursive, device))
+        return slot
+
+    def map_tree(
+        self,
+        src: str,
+        attrs: int,
+        uids: IdLines,
+        gids: IdLines,
+        source: str,
+        *,
+        keep: bool,
+        required: bool = True,
+    ) -> Slot:
+        """An id-mapped copy of a host path, see ``MapTree``; the owner makes it, before the child.
+
+        Not required, it has its submounts, which must be mapped with it.
+        """
+        self.trees += 1
+        slot = self.pass_slot("idmap", f"{src}#{self.trees}")
+        first = next(i for i, s in enumerate(self.steps) if s.who == "child" or s.name == "clone3")
+        required = required and not self.spec.best_effort
+        self.steps.insert(first, MapTree(src, slot, attrs, uids, gids, keep, required, source))
         return slot
 
     def cannot(self, feature: str, why: str, *, hint: str = "") -> None:

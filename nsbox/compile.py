@@ -394,8 +394,9 @@ def compile_spec(
                           alternatives=('Namespace.create("time").run()',))  # fmt: skip
     _set_up(build)
     memory = build.spec.limits.memory
-    binds = any(mount.kind == "bind" for mount in build.spec.mounts)
-    if binds or (isinstance(memory, int) and memory < _TIGHT_MEMORY):
+    blocks = any(mount.kind == "bind" for mount in build.spec.mounts)
+    blocks = blocks or build.spec.root.kind == "overlay"
+    if blocks or (isinstance(memory, int) and memory < _TIGHT_MEMORY):
         build.flags |= PlanFlag.FORK
     _add_process(build)
     env = _environment(build)
@@ -512,6 +513,16 @@ def compile_holder(spec: Spec, host: Host, maps: IdMap | None = None) -> Plan:
     creds.become_setup_ids(build)
     _add_names(build)
     return _finish_pause(build, "holds the namespaces", "namespaces")
+
+
+def compile_id_holder(
+    uids: tuple[tuple[int, int, int], ...], gids: tuple[tuple[int, int, int], ...]
+) -> Plan:
+    """The plan of a process that only is: a member of a user namespace with these maps."""
+    spec = Spec(("idmap",), root=Rootfs.inherit(), namespaces=("user",), init=False, profile="none")
+    build = Build(spec, Host())
+    build.add(Clone3(Clone.NEWUSER, False, "idmap"), IdMap(uids, gids, "launcher", "idmap"))
+    return _finish_pause(build, "until its namespace is held", "idmap")
 
 
 def compile_helper(args: tuple[str, ...]) -> Plan:

@@ -295,4 +295,5 @@ def completed(
         limits_hit=hit,
         enforcement=dict(process.plan.enforcement),
         applied=dict(process.plan.applied),
+        changes=process.changes(),
     )

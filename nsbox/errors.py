@@ -7,6 +7,7 @@ NsboxError
 ├── Unavailable(OSError)               .feature .needs .alternatives .hint   the host cannot do this
 ├── SetupError(OSError)                .step .name .call .errno .field .hint everything was undone
 │   └── CommandNotFound(FileNotFoundError)
+├── CopyError(OSError)                 .path .limit  nothing is left at the destination
 ├── TimeoutExpired(subprocess.TimeoutExpired)        carries the Completed
 ├── CommandError(subprocess.CalledProcessError)      with check=True; carries the Completed
 └── RemoteError                        the traceback of a sandboxed callable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CommandError",
     "CommandNotFound",
+    "CopyError",
     "NsboxError",
     "RemoteError",
     "SetupError",
@@ -144,6 +146,24 @@ class SetupError(NsboxError, OSError):
 
 class CommandNotFound(SetupError, FileNotFoundError):
     """The program is not in the sandbox's root, or not in its PATH."""
+
+
+class CopyError(NsboxError, OSError):
+    """Something was not copied into or out of a sandbox; the destination is as it was.
+
+    Attributes:
+        path: below the source, "" for the source itself; or the destination's.
+        limit: what it is, or which bound it went over; "" where *errno* says all.
+    """
+
+    def __init__(self, err: int, path: bytes, limit: str) -> None:
+        OSError.__init__(self, err, os.strerror(err))
+        self.path, self.limit = os.fsdecode(path), limit
+
+    def __str__(self) -> str:
+        code = _errno.errorcode.get(self.errno or 0, str(self.errno))
+        what = self.limit or f"{code} ({os.strerror(self.errno or 0)})"
+        return f"{self.path or '.'!r}: {what}"
 
 
 class TimeoutExpired(NsboxError, subprocess.TimeoutExpired):

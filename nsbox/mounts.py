@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsbox import devices
-from nsbox.errors import SpecError
+from nsbox import devices, overlay
+from nsbox.errors import SpecError, Unavailable
 from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
     JOIN,
@@ -14,6 +14,7 @@ from nsbox.steps import (
     File,
     MakeDirs,
     NewMount,
+    Number,
     Open,
     Options,
     Pair,
@@ -23,6 +24,7 @@ from nsbox.steps import (
     Slot,
     Text,
     mounts_private,
+    mounts_slave,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +35,9 @@ MIB, PAGE = 1 << 20, 4096
 SHM = "/dev/shm"
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
-TMP = "/tmp"
+TMP, PTS = "/tmp", "/dev/pts"
+_PTS = (("newinstance", "!"), ("ptmxmode", "666"), ("mode", "620"))
+_SAFE_PTS = MountAttr.NOSUID | MountAttr.NOEXEC  # nodev would make the terminals useless
 
 
 def _proc_kind(build: Build) -> str:
@@ -43,17 +47,11 @@ def _proc_kind(build: Build) -> str:
 def fits_template(build: Build) -> bool:
     """Whether a template can hold the root: nothing of it is one sandbox's own."""
     spec = build.spec
-    if build.in_userns and (not build.has_new("pid") or _proc_kind(build) == "none"):
-        return False  # it would have no procfs in sight, and so could mount none
-    if build.in_userns and spec.root.kind == "dir" and not spec.root.ro:
-        return False  # what is made in it must be the sandbox's own
-    if build.in_userns and build.has_new("time"):
-        return False  # its offsets are written through the caller's /proc
     return (
         build.host.privileged
-        and build.has_new("mnt")
-        and build.id_map in ("", "slot")
         and build.host.templates
+        and build.has_new("mnt")
+        and (not build.in_userns or _fits_from_outside(build))
         and not build.join
         and spec.root.kind in ("host", "dir")
         and spec.root.method == "pivot_root"
@@ -61,10 +59,22 @@ def fits_template(build: Build) -> bool:
     )
 
 
+def _fits_from_outside(build: Build) -> bool:
+    """Whether it may be built, and entered, before there is the sandbox's user namespace."""
+    root = build.spec.root
+    return (
+        build.id_map == "slot"
+        and build.has_new("pid")  # else no procfs could be mounted, nor without one in sight
+        and _proc_kind(build) != "none"
+        and not build.has_new("time")  # whose offsets are written through the caller's /proc
+        and (root.kind == "host" or (root.ro and not root.image))  # ids there are the sandbox's
+    )
+
+
 def _makes_targets(build: Build) -> bool:
     """Mount points are made where that leaves nothing in a directory of the user's that is ro."""
     root = build.spec.root
-    return root.kind == "host" or (root.kind == "dir" and not root.ro)
+    return root.kind in ("host", "overlay") or (root.kind == "dir" and not root.ro)
 
 
 def _root_attrs(build: Build) -> int:
@@ -77,13 +87,16 @@ class RootParts:
     def __init__(self, build: Build) -> None:
         spec, source = build.spec, "root"
         self.root: Slot | None = None
+        self.layers: overlay.Layers | None = None
         self.system: list[tuple[Slot, str]] = []
         self.devices: list[tuple[Slot, str]] = []
         self.nodes: list[tuple[Slot, str]] = []
         if spec.root.kind == "inherit":
             return
         if spec.root.kind == "dir":
-            self.root = build.open_tree(spec.root.path, _root_attrs(build), source)
+            self.root = _open_directory(build)
+        elif spec.root.kind == "overlay":
+            self.layers = overlay.open_layers(build)
         else:
             for path, kind, _ in build.host.system:
                 if kind != "link":
@@ -98,11 +111,38 @@ class RootParts:
             self.devices.append((slot, f"/dev/{name}"))
 
 
+def _open_directory(build: Build) -> Slot:
+    """A directory as root. As root with a slot of ids, an image's ids are those inside; and in a
+    writable one root inside is root, to make what is mounted on, where no payload can be that."""
+    spec, attrs = build.spec, _root_attrs(build)
+    if build.id_map == "slot" and spec.root.image:
+        ids = overlay.IMAGE_IDS
+        return build.map_tree(spec.root.path, attrs, ids, ids, "root", keep=False, required=False)
+    if build.id_map == "slot" and not spec.root.ro and _is_powerless(build):
+        ids = ((build.host.euid, 0, 1),)
+        return build.map_tree(spec.root.path, attrs, ids, ids, "root", keep=True, required=False)
+    return build.open_tree(spec.root.path, attrs, "root")
+
+
+def _is_powerless(build: Build) -> bool:
+    """No process in its user namespace can be root there; in a pod another container may be."""
+    spec = build.spec
+    return (
+        not build.join
+        and spec.profile == "strict"
+        and not spec.capabilities
+        and bool(build.uid and build.gid)
+    )
+
+
 def add_root(build: Build, parts: RootParts) -> None:
     """The new root and its /dev, mounted over the old root."""
     spec, make = build.spec, _makes_targets(build)
     if parts.root is not None:
         build.add(RootTree(parts.root, "root"))
+    elif parts.layers is not None:
+        room = _room(build)
+        overlay.add_overlay(build, parts.layers, *room, _has_tmp(build) and not spec.root.path)
     else:
         data = sum(_pages(mount.data) for mount in spec.mounts)
         size = MIB + data
@@ -157,6 +197,9 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
     if _scratch(build):
         for path in ("/dev/shm", "/dev/mqueue"):
             build.add(MakeDirs(path, 0o755, "root"))
+    if any(mount.kind == "devpts" and mount.dst == PTS for mount in build.spec.mounts):
+        build.add(MakeDirs(PTS, 0o755, "mounts"))
+        build.add(Pair(Opcode.SYMLINK, "symlink", "pts/ptmx", "/dev/ptmx", "mounts"))
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
 
@@ -189,7 +232,28 @@ def _pick_shared_memory(build: Build) -> Slot:
     return tree
 
 
-def _add_scratch(build: Build, make: bool, shared_memory: Slot | None) -> None:
+def _room(build: Build) -> tuple[int, int]:
+    """Bytes and inodes of the writable tmpfs: /tmp, and the changes of an overlay with it."""
+    spec, limits = build.spec, build.spec.limits
+    data = sum(2 * PAGE + _pages(content) for _, content, _ in spec.files)
+    size = 64 * MIB + data if spec.root.size is None else spec.root.size
+    inodes = 16384 + 2 * len(spec.files) if spec.root.inodes is None else spec.root.inodes
+    return (
+        limits.disk if isinstance(limits.disk, int) else size,
+        limits.inodes if limits.inodes is not None else inodes,
+    )
+
+
+def _asks_for_room(build: Build) -> bool:
+    spec, limits = build.spec, build.spec.limits
+    return bool(spec.files) or limits.disk is not None or limits.inodes is not None
+
+
+def _has_tmp(build: Build) -> bool:
+    return _asks_for_room(build) or _scratch(build)
+
+
+def _add_scratch(build: Build, make: bool, tmp: Slot | None, shared_memory: Slot | None) -> None:
     spec, limits = build.spec, build.spec.limits
     if _scratch(build):
         safe = _SAFE | int(MountAttr.NOEXEC)
@@ -199,12 +263,9 @@ def _add_scratch(build: Build, make: bool, shared_memory: Slot | None) -> None:
             build.add(new_shared_memory(SHM, "profile"))
         if build.own("ipc"):
             build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
-    asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
-    if not (asked or _scratch(build)):
+    if not _has_tmp(build):
         return
-    data = sum(2 * PAGE + _pages(content) for _, content, _ in spec.files)
-    size = limits.disk if limits.disk is not None else 64 * MIB + data
-    inodes = limits.inodes if limits.inodes is not None else 16384 + 2 * len(spec.files)
+    size, inodes = _room(build)
     room: tuple[tuple[str, str], ...] = (
         ("mode", "1777"),
         ("size", str(size)),
@@ -212,8 +273,14 @@ def _add_scratch(build: Build, make: bool, shared_memory: Slot | None) -> None:
     )
     if build.id_map != "single":
         room += (("uid", str(build.uid)), ("gid", str(build.gid)))
-    build.add(NewMount("tmpfs", TMP, room, _SAFE, "limits.disk" if asked else "profile", make))
+    source = "limits.disk" if _asks_for_room(build) else "profile"
+    if tmp is not None:
+        build.add(Attach(tmp, TMP, source, make))
+    else:
+        build.add(NewMount("tmpfs", TMP, room, _SAFE, source, make))
     build.enforcement["disk"] = f"tmpfs size={size}"
+    if spec.root.kind == "overlay" and spec.root.path and limits.disk is not None:
+        build.cannot("limits.disk", "nsbox cannot bound upper=, a directory of the caller's")
     owner = (build.uid, build.gid) if (build.uid, build.gid) != setup_ids(build) else None
     for name, content, mode in spec.files:
         parent, _, _ = name.rpartition("/")
@@ -264,6 +331,13 @@ def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, m
         build.add(NewMount("tmpfs", mount.dst, options, attrs, source, make))
     elif mount.kind in ("proc", "mqueue"):
         build.add(NewMount(mount.kind, mount.dst, (), _SAFE, source, make))
+    elif mount.kind == "devpts":
+        build.add(NewMount("devpts", mount.dst, _PTS, int(_SAFE_PTS), source, make))
+    elif mount.kind == "sysfs":
+        if not build.own("net"):
+            raise SpecError(source, 'a sysfs needs "net" among the namespaces')
+        attrs = _SAFE | int(MountAttr.NOEXEC) | _READONLY
+        build.add(NewMount("sysfs", mount.dst, (), attrs, source, make))
     elif mount.kind == "file":
         _add_parent(build, mount.dst, source, make)
         build.add(File(mount.dst, mount.data, mount.mode, None, source))
@@ -282,7 +356,9 @@ class MountParts:
     """Everything of the host's that the mount namespace needs, opened with the caller's ids."""
 
     def __init__(self, build: Build) -> None:
+        self.binds: dict[int, Slot] = {}
         if not build.template:
+            self._open_slaves(build)
             build.add(mounts_private("namespaces"))
         self.root = None if build.template else RootParts(build)
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
@@ -290,13 +366,36 @@ class MountParts:
         bind_proc = self.root and build.in_userns and not build.own("pid")
         if bind_proc and _proc_kind(build) != "none":
             self.proc = build.open_tree("/proc", _SAFE, "proc")
-        self.binds: dict[int, Slot] = {}
         for i, mount in enumerate(build.spec.mounts):
-            if mount.kind == "bind":
-                attrs = _SAFE | (_READONLY if mount.ro else 0)
-                self.binds[i] = build.open_tree(mount.src, attrs, f"mounts[{i}]")
+            if mount.kind == "bind" and i not in self.binds:
+                self.binds[i] = _open_bind(build, mount, f"mounts[{i}]")
         joins = "ipc" in build.join and _scratch(build)
         self.shared_memory = _pick_shared_memory(build) if joins else None
+
+    def _open_slaves(self, build: Build) -> None:
+        """While the host's mounts are still their masters: once private, they hear of nothing."""
+        slaves = {i: m for i, m in enumerate(build.spec.mounts) if m.propagation == "slave"}
+        if slaves:
+            build.add(mounts_slave("mounts"))
+        for i, mount in slaves.items():
+            self.binds[i] = build.open_tree(mount.src, _SAFE, f"mounts[{i}]")
+
+
+def _open_bind(build: Build, mount: Mount, source: str) -> Slot:
+    attrs = _SAFE | (_READONLY if mount.ro else 0)
+    host = build.host
+    inside = (build.uid, build.gid)
+    is_caller = build.id_map == "single" or (not build.in_userns
+                                             and inside == (host.euid, host.egid))  # fmt: skip
+    if not mount.idmap or is_caller:
+        return build.open_tree(mount.src, attrs, source)
+    if not (build.id_map == "slot" or (not build.id_map and host.maps_ids)):
+        raise Unavailable(
+            source, "idmap=True needs root, or a sandbox with one id only",
+            alternatives=('profile="strict"', "idmap=False"),
+        )  # fmt: skip
+    uids, gids = ((host.euid, build.uid, 1),), ((host.egid, build.gid, 1),)
+    return build.map_tree(mount.src, attrs, uids, gids, source, keep=True)
 
 
 def add_mounts(build: Build, parts: MountParts) -> None:
@@ -309,7 +408,9 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     else:
         add_root(build, parts.root)
     _add_proc(build, parts.proc, make)
-    _add_scratch(build, make, parts.shared_memory)
+    layers = parts.root.layers if parts.root is not None else None
+    tmp = layers.tmp if layers is not None else None
+    _add_scratch(build, make, tmp, parts.shared_memory)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)
 
@@ -319,7 +420,8 @@ def add_pivot(build: Build) -> None:
     root = build.spec.root
     if root.kind != "inherit" and not build.template:
         opcode = Opcode.PIVOT if root.method == "pivot_root" else Opcode.CHROOT
-        build.add(Simple(opcode, root.method, "", "root"))
+        between = int(root.kind == "overlay")  # its staging directory
+        build.add(Number(opcode, root.method, "", between, "root"))
     if root.ro and not build.template:
         build.add(Text(Opcode.READONLY, "read-only", "/", "root", n=_READONLY))
     build.applied["root"] = (
@@ -332,7 +434,8 @@ def check_root(build: Build) -> None:
     spec = build.spec
     if build.has_new("mnt"):
         return
-    for field, asked in (("root", spec.root.kind == "dir"), ("mounts", spec.mounts),
+    needs = spec.root.kind not in ("host", "inherit")
+    for field, asked in (("root", needs), ("mounts", spec.mounts),
                          ("files", spec.files), ("limits.disk", spec.limits.disk)):  # fmt: skip
         if asked:
             raise SpecError(field, 'needs "mnt" among the namespaces')

@@ -57,6 +57,7 @@ class Opcode(enum.IntEnum):
     PAUSE = 43
     OPEN = 44
     PTY = 45
+    ROOT_OVERLAY = 46
 
 
 class OpFlag(enum.IntFlag):
@@ -145,6 +146,7 @@ class MountAttr(enum.IntFlag):
     NOSUID = 0x2
     NODEV = 0x4
     NOEXEC = 0x8
+    IDMAP = 0x100000
 
 
 class Propagation(enum.IntFlag):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
 import select
@@ -20,15 +21,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsbox import _core, debug, interrupts, launcher, probe, processes, registry, thaw, watch
 from nsbox.cgroup import Cgroup
 from nsbox.cgroupfs import remove_tree
-from nsbox.errors import CommandNotFound, SetupError, StateError
+from nsbox.errors import CommandNotFound, NsboxError, SetupError, StateError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
-from nsbox.steps import IdMap, MakeCgroup, SetLimit, Slot
+from nsbox.steps import HandOver, IdMap, MakeCgroup, MapTree, SetLimit, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from socket import socket as Socket
 
+    from nsbox.changes import Change
     from nsbox.plan import Plan
     from nsbox.usage import Tally
 
@@ -78,6 +80,10 @@ _HINTS = {
     ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
     ("clone3", errno.ETIMEDOUT): "something among the processes that it joins has stopped it",
     ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
+    ("open_tree", errno.EINVAL): "in a user namespace, a directory that has mounts below it "
+    "cannot be taken without them",
+    ("flock", errno.EBUSY): "another sandbox is using this upper directory",
+    ("fsconfig", errno.ELOOP): "a layer of the overlay is within another one, or in use by it",
     ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
     ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
     ("chdir", errno.EACCES): "the root directory must be open (o+rx) to the sandbox's user",
@@ -132,6 +138,8 @@ class Process:
         self._before: processes.Snapshot | None = None
         self._lost = False
         self._ending = False
+        self._upper = -1
+        self._changes: tuple[Change, ...] = ()
 
     # ---------------------------------------------------------------- state
 
@@ -378,6 +386,45 @@ class Process:
             poll.register(self.pidfd, select.POLLIN)
             poll.poll(_ABORT_DEADLINE_S * 1000)
 
+    def take_upper(self, tree: int) -> None:
+        """The upper directory of its overlay, which set-up hands over: locked while it is used.
+
+        Raises OSError: another sandbox has it, and what both would see, nobody knows.
+        """
+        try:
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=tree)
+        finally:
+            os.close(tree)
+        with self._lock:
+            self._upper = fd
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def changes(self) -> tuple[Change, ...]:
+        """What is not as it is in the layers below; of an overlay, until ``close()`` and after."""
+        launcher.check_owner(self._owner)
+        with self._lock:
+            if self._upper >= 0:
+                from nsbox import changes
+
+                step = next(s for s in self.plan.steps if isinstance(s, HandOver))
+                self._changes = changes.changes(self._upper, step.layers, step.made)
+            return self._changes
+
+    def settle_changes(self) -> None:
+        """After its end: what changed, for the last time."""
+        with self._lock:
+            if self._upper >= 0:
+                try:
+                    if self._ended is not None and self.mine():
+                        self.changes()
+                except OSError:  # a layer was removed: nothing to compare with
+                    from nsbox import changes
+
+                    self._changes = (changes.Change("unreadable", "/"),)
+                finally:
+                    os.close(self._upper)
+                    self._upper = -1
+
     def release(self) -> None:
         """Close the channel (which kills, if that was not done) and the pidfd."""
         with self._lock:
@@ -484,10 +531,15 @@ def _spawn(
             if plan.id_map is not None and plan.id_map.needs_slot():
                 id_slot = registry.id_slots.take()
                 undo.callback(registry.id_slots.give, id_slot)
-            channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
+            with ExitStack() as opened:
+                if any(slot.kind == "idmap" for slot in plan.passed):
+                    trees = _map_trees(plan, parent, descriptors, id_slot, opened, inject)
+                    descriptors = {**descriptors, **trees}
+                channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
             process.cgroup, process.inject = cgroup, inject
             undo.callback(process.release)
+            undo.callback(process.settle_changes)
             undo.callback(process.end)
             process._undo = undo.pop_all()
     deadline = process.started_at + patience if "pid" in plan.joined else None
@@ -547,6 +599,47 @@ def _host_steps(
     return cgroup
 
 
+def _map_trees(
+    plan: Plan,
+    parent: launcher.Launcher,
+    descriptors: Mapping[Slot, int],
+    id_slot: int,
+    opened: ExitStack,
+    inject: Injection,
+) -> dict[Slot, int]:
+    """Id-mapped copies of host paths, closed again when they have been passed."""
+    found: dict[Slot, int] = {}
+    for index, step in enumerate(plan.steps):
+        if not isinstance(step, MapTree):
+            continue
+        from nsbox import idmapped
+
+        call = "open_tree"
+        try:
+            if index == inject.step:
+                call = "injected"
+                raise OSError(inject.err, "injected")
+            first = _first_id(plan, descriptors, id_slot)
+            found[step.slot] = idmapped.open_mapped(step, first, parent)
+            opened.callback(os.close, found[step.slot])
+        except NsboxError:
+            raise
+        except OSError as e:
+            raise setup_error(plan, index, e.errno or errno.EIO, call) from e
+    return found
+
+
+def _first_id(plan: Plan, descriptors: Mapping[Slot, int], id_slot: int) -> int:
+    """What id 0 inside is outside; of a pod that is joined, by its pause process's map."""
+    joined = descriptors.get(Slot("pidfd", "join"))
+    if plan.id_map is not None or joined is None:
+        return registry.IdSlots.first_id(id_slot) if id_slot else 0
+    with open(f"/proc/self/fdinfo/{joined}") as file:
+        pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
+    with open(f"/proc/{pid}/uid_map") as file:
+        return int(file.readline().split()[1])
+
+
 def _submit(
     plan: Plan,
     parent: launcher.Launcher,
@@ -604,7 +697,7 @@ def _await_start(process: Process, deadline: float | None) -> None:
                 debug.say("record", _told(record))
             if record.kind != Kind.BARRIER:
                 break
-            _serve_barrier(process, record)
+            _serve_barrier(process, record, starting.take_tree())
     finally:
         process._know_pidfd()
     if record.kind == Kind.FAILED:
@@ -617,11 +710,20 @@ def _await_start(process: Process, deadline: float | None) -> None:
         raise error
 
 
-def _serve_barrier(process: Process, record: _core.Record) -> None:
-    """id-map: newuidmap and newgidmap write ranges that the caller alone may not."""
+def _serve_barrier(process: Process, record: _core.Record, tree: int) -> None:
+    """hand-over: of *tree*. id-map: newuidmap and newgidmap write ranges that the caller alone
+    may not."""
     plan = process.plan
     step = plan.id_map
     index = plan.timeline_index(record.op)
+    if isinstance(plan.steps[index], HandOver):
+        try:
+            process.take_upper(tree)
+        except OSError as e:
+            busy = errno.EBUSY if e.errno == errno.EWOULDBLOCK else e.errno or errno.EIO
+            raise setup_error(plan, index, busy, "flock") from e
+        os.write(process.fileno(), b"g")
+        return
     if step is None:
         raise setup_error(plan, index, errno.EPROTO, "barrier")
     if plan.steps.index(step) == process.inject.step:

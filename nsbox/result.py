@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nsbox.errors import CommandError
+
+if TYPE_CHECKING:
+    from nsbox.changes import Change
 
 
 class Reason(enum.Enum):
@@ -46,7 +50,8 @@ class Completed:
         limits_hit: names of the limits that were reached.
         enforcement: what each limit was enforced by.
         applied: each measure of the profile and how it was met; "missing: …" where not.
-        changes: files that were changed, where the root keeps track of them.
+        changes: what is not as it was below, where the root is an overlay: each has a ``kind``
+            (``"added"``, ``"modified"``, ``"deleted"``) and a ``path``.
     """
 
     args: tuple[str, ...]
@@ -59,7 +64,7 @@ class Completed:
     limits_hit: tuple[str, ...] = ()
     enforcement: dict[str, str] = field(default_factory=dict, repr=False)
     applied: dict[str, str] = field(default_factory=dict, repr=False)
-    changes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = field(default=(), repr=False)
 
     @property
     def ok(self) -> bool:

@@ -75,6 +75,10 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
     if spec.devices:
         nodes = [node for name, *_ in spec.devices for node in probe.device_nodes(name)]
         spec = replace(spec, devices=tuple(nodes))
+    if spec.root.kind in ("tar", "oci", "overlay"):
+        from nsbox import images
+
+        return images.with_image(spec)
     return _with_interpreter(spec)
 
 
@@ -129,6 +133,10 @@ def explain(args: Any, **keywords: Any) -> Plan:
     Takes a ``Spec`` too.
     """
     spec = args if isinstance(args, Spec) else build_spec(args, keywords)
+    if spec.root.kind in ("tar", "oci"):
+        from nsbox import images
+
+        spec = images.with_image(spec)
     return plan_for(spec, probe.host())
 
 

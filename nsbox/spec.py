@@ -22,6 +22,9 @@ _HOSTNAME = re.compile(
 )
 _ID = re.compile(r"(0|[1-9][0-9]{0,9})(?::(0|[1-9][0-9]{0,9}))?", re.ASCII)
 _MAX_ID = 0xFFFFFFFE
+#: Directories below an overlay: as many as there are descriptors to pass, less what others need.
+MAX_LAYERS = 20
+LAYER_KINDS = ("dir", "tar", "oci")
 
 
 def text(value: object, where: str) -> str:
@@ -197,14 +200,46 @@ class Mount:
     size: int | None = None
     inodes: int | None = None
     noexec: bool = False
+    propagation: str = "private"
+    idmap: bool = False
 
     @classmethod
-    def bind(cls, src: Path, dst: Path, ro: bool = True) -> Mount:
+    def bind(
+        cls,
+        src: Path,
+        dst: Path,
+        ro: bool = True,
+        *,
+        propagation: str = "private",
+        idmap: bool = False,
+    ) -> Mount:
         """A directory or file of the host's, with its submounts; read-only unless *ro* is False.
 
-        Never with setuid or device files in force. Kernel: open_tree(2), mount_setattr(2).
+        Never with setuid or device files in force.
+
+        Args:
+            propagation: ``"slave"``: what the host mounts below *src* later appears inside too,
+                with the host's options; so it cannot be read-only. mount_namespaces(7).
+            idmap: what the caller owns in *src* is the sandbox's user's inside, and the other
+                way round; submounts are left out. As root: needs a file system that can be
+                id-mapped (ext4, xfs, btrfs; tmpfs since Linux 6.3).
+
+        Kernel: open_tree(2), mount_setattr(2); MOUNT_ATTR_IDMAP, Linux 5.12.
         """
-        return cls("bind", container_path(dst, "dst"), host_path(src, "src"), ro)
+        _choice(propagation, "propagation", ("private", "slave"))
+        if propagation == "slave" and ro:
+            raise SpecError("propagation", "what the host mounts later would not be read-only: "
+                            "slave needs ro=False")  # fmt: skip
+        if propagation == "slave" and idmap:
+            raise SpecError("propagation", "what the host mounts later would not be id-mapped")
+        return cls(
+            "bind",
+            container_path(dst, "dst"),
+            host_path(src, "src"),
+            bool(ro),
+            propagation=propagation,
+            idmap=bool(idmap),
+        )
 
     @classmethod
     def tmpfs(
@@ -237,6 +272,19 @@ class Mount:
         return cls("mqueue", container_path(dst, "dst"))
 
     @classmethod
+    def devpts(cls, dst: Path = "/dev/pts") -> Mount:
+        """Pseudo terminals of the sandbox's own; at /dev/pts there is a /dev/ptmx too. pts(4)."""
+        return cls("devpts", container_path(dst, "dst"))
+
+    @classmethod
+    def sysfs(cls, dst: Path = "/sys") -> Mount:
+        """Devices as the sandbox's network namespace has them, read-only. sysfs(5).
+
+        Needs a network namespace of the sandbox's own.
+        """
+        return cls("sysfs", container_path(dst, "dst"))
+
+    @classmethod
     def file(cls, dst: Path, data: str | bytes, mode: int = 0o644) -> Mount:
         """A file with this content, owned by the sandbox's set-up user."""
         raw, _ = _file_data(data, "data")
@@ -258,6 +306,11 @@ class Rootfs:
     path: str = ""
     ro: bool = True
     method: str = "pivot_root"
+    layers: tuple[Rootfs, ...] = ()
+    size: int | None = None
+    inodes: int | None = None
+    image: bool = False
+    ref: str = ""
 
     @classmethod
     def host(cls) -> Rootfs:
@@ -282,6 +335,74 @@ class Rootfs:
         if method not in ("pivot_root", "chroot"):
             raise SpecError("method", f'{method!r}: use "pivot_root" or "chroot"')
         return cls("dir", host_path(path, "root"), bool(ro), method)
+
+    @classmethod
+    def tar(cls, path: Path) -> Rootfs:
+        """A root file system in a tar archive, plain or compressed; read-only.
+
+        It is unpacked once, into a cache by its digest; put it below ``Rootfs.overlay`` to
+        write. Owners are the archive's for root, below 65536; set-id bits are dropped. Refused
+        with SpecError, which names the entry: absolute names, ``..``, links out of it, devices
+        and pipes, more than 16 GiB or 1,000,000 entries.
+        """
+        return cls("tar", host_path(path, "root"))
+
+    @classmethod
+    def oci(cls, path: Path, ref: str = "") -> Rootfs:
+        """An image in an OCI image layout, a directory with index.json; read-only.
+
+        Every blob's digest is verified; the layers are unpacked once, as ``tar`` is. Where the
+        caller gives none, the image's Env, WorkingDir, User are taken, and for ``args=[]`` its
+        Entrypoint and Cmd.
+
+        Args:
+            ref: which one, where the layout has several: org.opencontainers.image.ref.name.
+        """
+        return cls("oci", host_path(path, "root"), ref=text(ref, "ref"))
+
+    @classmethod
+    def overlay(
+        cls,
+        lower: Path | Rootfs | Sequence[Path | Rootfs],
+        upper: Path | None = None,
+        size: units.Size | None = None,
+        inodes: int | None = None,
+    ) -> Rootfs:
+        """Directories that are not touched, and a writable layer over them that takes changes.
+
+        Args:
+            lower: a directory, a ``Rootfs.dir``, ``.tar`` or ``.oci``, or several, the topmost
+                first.
+            upper: an existing directory of the caller's that keeps the changes, in ``upper``
+                and ``work`` below it; keep it closed to others (mode 0700). None: a tmpfs, gone
+                with the sandbox.
+            size: bytes of that tmpfs, 64 MiB unless ``Limits.disk`` says; /tmp is in it too.
+            inodes: files and directories in it, 16384 unless ``Limits.inodes`` says.
+
+        What changed is ``Completed.changes`` and ``Container.diff()``. Kernel: overlayfs, in
+        user namespaces since Linux 5.11.
+        """
+        several = (lower,) if isinstance(lower, (str, bytes, os.PathLike, Rootfs)) else lower
+        layers = tuple(_layer(one) for one in _several(several, "lower"))
+        if not layers or len(layers) > MAX_LAYERS:
+            raise SpecError("lower", f"an overlay has 1 to {MAX_LAYERS} directories below it")
+        if upper is not None and (size is not None or inodes is not None):
+            raise SpecError("size", "is for a tmpfs: nsbox cannot bound a directory of yours")
+        return cls(
+            "overlay",
+            "" if upper is None else host_path(upper, "upper"),
+            ro=False,
+            layers=layers,
+            size=None if size is None else units.size_bytes(size, "size", least=4096),
+            inodes=None if inodes is None else units.count(inodes, "inodes", least=16),
+        )
+
+
+def _layer(value: Any) -> Rootfs:
+    root = value if isinstance(value, Rootfs) else Rootfs.dir(host_path(value, "lower"))
+    if root.kind not in LAYER_KINDS:
+        raise SpecError("lower", f"a root of kind {root.kind!r} is not one directory")
+    return root
 
 
 @dataclass(frozen=True)
@@ -322,9 +443,11 @@ class Spec:
         return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
 
-def _args(args: Any) -> tuple[str, ...]:
+def _args(args: Any, optional: bool = False) -> tuple[str, ...]:
     if isinstance(args, (str, bytes)):
         raise TypeError('args must be a list; use ["sh", "-c", "ls -l"] or shlex.split()')
+    if optional and (args is None or (isinstance(args, Sequence) and not args)):
+        return ()
     if not isinstance(args, Sequence) or not args:
         raise SpecError("args", "must be a list with at least the program")
     result = tuple(text(arg, f"args[{i}]") for i, arg in enumerate(args))
@@ -538,9 +661,11 @@ def make_spec(
             raise SpecError(f"mounts[{i}]", "/ is for root= to say")
     if limits is not None and not isinstance(limits, Limits):
         raise SpecError("limits", f"{limits!r} is not a Limits")
+    where = _root(root)
+    has_command = any(layer.kind == "oci" for layer in (where, *where.layers))
     return Spec(
-        args=_args(args),
-        root=_root(root),
+        args=_args(args, has_command),
+        root=where,
         cwd=None if cwd is None else container_path(cwd, "cwd"),
         env=_env(env),
         uid=uid,

@@ -196,7 +196,51 @@ class LauncherNet:
         return "the launcher's own: lo up, ip_unprivileged_port_start=0, ping for everybody"
 
 
-HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | LauncherNet
+IdLines = tuple[tuple[int, int, int], ...]
+_ALL_IDS = 0xFFFFFFFF  # the last one is no id
+
+
+@dataclass(frozen=True, slots=True)
+class MapTree:
+    """A detached, id-mapped copy of a host path, passed to the child.
+
+    *uids* and *gids* are (on disk, inside, count). With *keep* every other id is, where
+    possible, what it would be without this; else it is nobody's, and not to be written by
+    anybody. Where the file system cannot do that, the call fails if *required*, else it is a
+    plain copy.
+    """
+
+    src: str
+    slot: Slot
+    attrs: int
+    uids: IdLines
+    gids: IdLines
+    keep: bool
+    required: bool
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "idmap"
+
+    def describe(self) -> str:
+        lines = ", ".join(f"{disk} -> {inside} x {count}" for disk, inside, count in self.uids)
+        return f"{self.src} ({lines})"
+
+    def map(self, lines: IdLines, first: int) -> IdLines:
+        """(on disk, outside, count) of all that is mapped; *first* is inside's 0 outside."""
+        found = [(disk, first + inside, count) for disk, inside, count in lines]
+        if not self.keep:
+            return tuple(found)
+        taken = sorted((start, count) for row in found for start, count in
+                       ((row[0], row[2]), (row[1], row[2])))  # fmt: skip
+        at = 0
+        for start, count in [*taken, (_ALL_IDS, 0)]:
+            if start > at:
+                found.append((at, at, start - at))
+            at = max(at, start + count)
+        return tuple(sorted(found))
+
+
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | MapTree | LauncherNet
 
 # ------------------------------------------------------------------ child steps
 
@@ -390,6 +434,26 @@ class Attach:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """The owner gets the upper directory of an overlay over *layers*, topmost first; *made*
+    are paths that set-up may add to it."""
+
+    slot: Slot
+    layers: tuple[str, ...]
+    made: tuple[str, ...]
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "hand-over"
+    opcode: ClassVar[Opcode] = Opcode.BARRIER
+
+    def describe(self) -> str:
+        return f"{self.slot.key}, to tell what changed"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], n=1)
+
+
+@dataclass(frozen=True, slots=True)
 class RootTree:
     slot: Slot
     source: str
@@ -547,8 +611,8 @@ class OpenPty:
 
 
 ChildStep = (
-    Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | RootTree
-    | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | HandOver
+    | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty
 )  # fmt: skip
 Step = HostStep | ChildStep
 
@@ -556,6 +620,11 @@ Step = HostStep | ChildStep
 def mounts_private(source: str) -> Number:
     flags = Propagation.REC | Propagation.PRIVATE
     return Number(Opcode.PROPAGATION, "propagation", "private, recursive", int(flags), source)
+
+
+def mounts_slave(source: str) -> Number:
+    flags = Propagation.REC | Propagation.SLAVE
+    return Number(Opcode.PROPAGATION, "propagation", "slave, recursive", int(flags), source)
 
 
 def rlimit(name: str, number: int, soft: int, hard: int, source: str) -> Number:

@@ -150,10 +150,11 @@ class LeakWatch:
 
 
 def _drop_caches() -> None:
-    """Template mount namespaces are cached on purpose: no leak if they can be dropped."""
-    templates: Any = sys.modules.get("nsbox.templates")
-    if templates is not None:
-        templates.clear()
+    """Templates and id maps are cached on purpose: no leak if they can be dropped."""
+    for name in ("nsbox.templates", "nsbox.idmapped"):
+        cache: Any = sys.modules.get(name)
+        if cache is not None:
+            cache.clear()
 
 
 def warm_up() -> str:

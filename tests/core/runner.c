@@ -71,6 +71,7 @@ static void follow_strings(const char *base, const struct nsb_op *op)
 		text(base, op->a);
 		break;
 	case NSB_OP_ROOT_TMPFS:
+	case NSB_OP_ROOT_OVERLAY:
 	case NSB_OP_PROCFS:
 		list(base, op->a);
 		break;

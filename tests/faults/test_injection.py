@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults import kit
+from run.kit import maps_ids
 from support import poll_until, probe_cgroup
 
 import nsbox
-from nsbox import cgroup, probe, process, sandbox, templates
+from nsbox import cgroup, idmapped, probe, process, sandbox, templates
 from nsbox import compile as compiler
 from nsbox.errors import SetupError, Unavailable
 from nsbox.steps import Slot
@@ -61,6 +62,21 @@ def _root_with_mounts(where: Path) -> dict[str, Any]:
     }
 
 
+def _overlay(where: Path) -> dict[str, Any]:
+    (where / "mapped").mkdir()
+    root = _root_directory(where)
+    return {
+        "root": nsbox.Rootfs.overlay(root),
+        "mounts": [
+            nsbox.Mount.bind("/usr", "/usr"),
+            nsbox.Mount.bind(where / "mapped", "/mapped", idmap=True),
+            nsbox.Mount.bind(where / "mapped", "/slave", ro=False, propagation="slave"),
+            nsbox.Mount.devpts(),
+            nsbox.Mount.sysfs(),
+        ],
+    }
+
+
 SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "strict, the default": lambda _: {},
     "standard": lambda _: {"profile": "standard"},
@@ -69,6 +85,7 @@ SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "with limits": lambda _: {"limits": LIMITS, "profile": "none", "init": False},
     "a root directory with mounts": _root_with_mounts,
     "a terminal": lambda _: {"pty": True},
+    "an overlay with mounts of every kind": _overlay,
     "found in PATH": lambda _: {"profile": "none", "env": {"PATH": "/nowhere:/usr/bin"}},
 }
 
@@ -79,6 +96,8 @@ def _spec(name: str, where: Path) -> Spec:
         keywords["namespaces"] = (*SIX, "user")
     if "limits" in keywords and (reason := probe_cgroup()):
         pytest.skip(f"cgroup: {reason}")
+    if name.startswith("an overlay") and os.geteuid() == 0 and not maps_ids(where):
+        pytest.skip("this file system cannot be id-mapped")
     program = "true" if "env" in keywords else "/usr/bin/true"
     return sandbox.build_spec([program], keywords)
 
@@ -95,6 +114,7 @@ class Site:
         self._before = self._look()
 
     def _look(self) -> tuple[list[int], list[str], int]:
+        idmapped.clear()
         prefix = f"nsbox-{os.getpid()}-"
         groups = [f"{place}/{name}" for place in self.places
                   for name in os.listdir(place) if name.startswith(prefix)]  # fmt: skip

@@ -111,3 +111,11 @@ def open_directory(where: Path) -> Path:
     where.mkdir(exist_ok=True)
     where.chmod(0o777)
     return where
+
+
+def maps_ids(where: Path) -> bool:
+    """Whether what lies there can be id-mapped: tmpfs before Linux 6.3, overlayfs and 9p cannot."""
+    try:
+        return nsbox.run(["true"], mounts=[nsbox.Mount.bind(where, "/m", idmap=True)]).ok
+    except nsbox.Unavailable:
+        return False

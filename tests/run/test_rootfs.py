@@ -212,6 +212,32 @@ def test_a_directory_is_the_root_from_a_template(box: Path) -> None:
         assert kit.out(kit.run("cat", "/etc/marker", root=box, profile="none")) == "inside"
 
 
+CLASSIC = """
+import sys, nsbox
+args = ["/bin/sh", "-c", "ls -A /; ls -A /dev; cat /proc/self/mountinfo | wc -l; cat /etc/marker"]
+keywords = dict(root=sys.argv[1], profile="none", namespaces=["mnt", "pid"])
+print([step.name for step in nsbox.explain(args, **keywords).steps if step.source == "root"][:1])
+for _ in range(2):
+    print(nsbox.run(args, capture_output=True, text=True, check=True, **keywords).stdout)
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.root
+def test_a_root_is_the_same_from_a_template_and_without(box: Path) -> None:
+    said = {}
+    for switch in ("0", "1"):
+        done = subprocess.run(
+            [sys.executable, "-c", CLASSIC, str(box)],
+            env={**os.environ, "NSBOX_TEMPLATES": switch}, capture_output=True, text=True,
+            timeout=kit.PATIENCE, check=True,
+        )  # fmt: skip
+        first, _, said[switch] = done.stdout.partition("\n")
+        assert first == ("['open']" if switch == "0" else "['setns']")
+    assert said["0"] == said["1"]
+    assert "inside" in said["0"]
+
+
 @pytest.mark.root
 def test_a_directory_that_was_made_anew_is_not_the_old_one(tmp_path: Path) -> None:
     for word in ("first", "second"):

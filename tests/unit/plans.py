@@ -91,6 +91,16 @@ KINDS: dict[str, dict[str, Any]] = {
     "no user namespace": {"namespaces": ("mnt", "pid", "net", "ipc", "uts", "cgroup")},
     "directory": {"root": Rootfs.dir("/srv/root"), "mounts": FULL["mounts"]},
     "chroot": {"root": Rootfs.dir("/srv/root", ro=False, method="chroot")},
+    "overlay": {"root": Rootfs.overlay(["/srv/a", "/srv/b"]), "mounts": FULL["mounts"]},
+    "overlay of the caller's": {"root": Rootfs.overlay("/srv/a", "/srv/upper")},
+    "other mounts": {
+        "mounts": (
+            Mount.bind("/srv", "/mapped", idmap=True),
+            Mount.bind("/mnt", "/slave", ro=False, propagation="slave"),
+            Mount.devpts(),
+            Mount.sysfs(),
+        ),
+    },
     "inherited root": {"root": Rootfs.inherit()},
     "host network": {"net": "host"},
     "no init": {"init": False},
@@ -142,6 +152,7 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
             root,
             IdMap(((0, 5, 2), (9, 1, 1)), ((0, 5, 2),), "launcher", "uid_map"),
         ),
+        "id holder": lambda: compiler.compile_id_holder(((0, 7, 1),), ((0, 8, 1), (9, 9, 2))),
         "helper": lambda: compiler.compile_helper(("/usr/bin/newuidmap", "1", "0", "1", "1")),
     }
 
@@ -189,6 +200,10 @@ def _mounts(draw: st.DrawFn) -> Mount:
         lambda: Mount.tmpfs(dst, draw(st.integers(4096, 1 << 40)), noexec=draw(st.booleans())),
         lambda: Mount.proc(dst),
         lambda: Mount.mqueue(dst),
+        lambda: Mount.devpts(dst),
+        lambda: Mount.sysfs(dst),
+        lambda: Mount.bind(draw(_PATH), dst, idmap=True),
+        lambda: Mount.bind(draw(_PATH), dst, False, propagation="slave"),
         lambda: Mount.file(dst, draw(st.binary(max_size=64)), draw(st.integers(0, 0o7777))),
         lambda: Mount.symlink(dst, draw(_WORD)),
     ]
@@ -222,7 +237,16 @@ def specs() -> st.SearchStrategy[Spec]:
     return st.builds(
         make_spec,
         st.lists(_TEXT, max_size=4).flatmap(lambda rest: _WORD.map(lambda first: [first, *rest])),
-        root=st.sampled_from((None, "/srv/r", Rootfs.inherit(), Rootfs.dir("/r", False, "chroot"))),
+        root=st.sampled_from(
+            (
+                None,
+                "/srv/r",
+                Rootfs.inherit(),
+                Rootfs.dir("/r", False, "chroot"),
+                Rootfs.overlay(["/a,:", "/b"]),
+                Rootfs.overlay("/a", "/u"),
+            )
+        ),
         cwd=st.none() | _PATH,
         env=st.none() | st.dictionaries(_WORD | st.just("PATH"), _TEXT, max_size=4),
         user=st.none() | _ID | st.tuples(_ID, _ID).map(lambda ids: f"{ids[0]}:{ids[1]}"),

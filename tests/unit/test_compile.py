@@ -19,7 +19,7 @@ from unit.plans import HOSTS, KINDS, corpus, plan_of
 from nsbox.compile import PATH
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
-from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
+from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
 from nsbox.steps import (
@@ -27,9 +27,11 @@ from nsbox.steps import (
     TIME,
     Clone3,
     EnterCgroup,
+    HandOver,
     IdMap,
     LauncherNet,
     MakeCgroup,
+    MapTree,
     Open,
     OpenPty,
     OpenTree,
@@ -242,7 +244,8 @@ def test_the_id_map_follows_clone_at_once(plan: Plan) -> None:
 
 @every_plan
 def test_newuidmap_is_served_at_a_barrier_right_after_the_map(plan: Plan) -> None:
-    barriers = _where(plan, Opcode.BARRIER)
+    barriers = [i for i in _where(plan, Opcode.BARRIER)
+                if not isinstance(plan.steps[i], HandOver)]  # fmt: skip
     needed = plan.id_map is not None and plan.id_map.by == "newuidmap"
     assert len(barriers) == needed
     if needed:
@@ -320,7 +323,25 @@ def test_nothing_that_takes_privilege_follows_the_uid(plan: Plan) -> None:
 
 @every_plan
 def test_host_trees_are_opened_with_the_caller_s_ids(plan: Plan) -> None:
-    assert _last(plan, Opcode.OPEN_TREE) < _first(plan, Opcode.SETUID, Opcode.SETGID, *MOUNTS)
+    opened = [i for i in _where(plan, Opcode.OPEN_TREE)
+              if plan.steps[i].src.startswith("/")]  # type: ignore[union-attr]  # fmt: skip
+    assert max(opened, default=-1) < _first(plan, Opcode.SETUID, Opcode.SETGID, *MOUNTS)
+
+
+@every_plan
+def test_what_is_opened_later_is_of_the_staging_directory_of_an_overlay(plan: Plan) -> None:
+    """Its path is relative: the child is in that directory since it mounted the overlay."""
+    made = _first(plan, Opcode.ROOT_OVERLAY)
+    for i in _where(plan, Opcode.OPEN_TREE):
+        assert plan.steps[i].src.startswith("/") != (i > made)  # type: ignore[union-attr]
+    assert _where(plan, Opcode.ROOT_OVERLAY) == [] or plan.flags & PlanFlag.FORK
+
+
+@every_plan
+def test_the_staging_directory_of_an_overlay_goes_with_the_old_root(plan: Plan) -> None:
+    between = [plan.steps[i].n for i in _where(plan, Opcode.PIVOT)  # type: ignore[union-attr]
+               if hasattr(plan.steps[i], "n")]  # fmt: skip
+    assert sum(between) == len(_where(plan, Opcode.ROOT_OVERLAY))
 
 
 @every_plan
@@ -328,8 +349,14 @@ def test_mounts_are_private_before_any_is_made(plan: Plan) -> None:
     template = any(slot.kind == "mntns" for slot in plan.passed)
     there = any(getattr(step, "as_is", False) for step in plan.steps)  # a root that was joined
     if _where(plan, *MOUNTS) and not template and not there:
-        assert len(_where(plan, Opcode.PROPAGATION)) == 1
-        assert _first(plan, Opcode.PROPAGATION) < _first(plan, Opcode.OPEN_TREE, *MOUNTS)
+        *slave, private = _where(plan, Opcode.PROPAGATION)
+        assert plan.steps[private].n == Propagation.REC | Propagation.PRIVATE  # type: ignore[union-attr]
+        assert private < _first(plan, *MOUNTS)
+        opened = _where(plan, Opcode.OPEN_TREE)
+        early = [i for i in opened if i < private]
+        assert all(plan.steps[i].source.startswith("mounts[") for i in early)
+        assert len(slave) == bool(early)
+        assert all(i > slave[0] for i in early)
 
 
 @every_plan
@@ -344,9 +371,9 @@ def test_the_root_is_left_once_and_after_everything_was_put_in_it(plan: Plan) ->
 
 @every_plan
 def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
-    opened = [step.slot for step in plan.steps if isinstance(step, OpenTree)]
+    opened = [step.slot for step in plan.steps if isinstance(step, (OpenTree, MapTree))]
     used = [step.slot for _, step in plan.child_steps()
-            if _code(step) in (Opcode.ATTACH, Opcode.ROOT_TREE)
+            if (_code(step) in (Opcode.ATTACH, Opcode.ROOT_TREE) or isinstance(step, HandOver))
             and not getattr(step, "as_is", False)]  # type: ignore[union-attr]  # fmt: skip
     assert sorted(map(str, opened)) == sorted(map(str, used))
     assert len(set(opened)) == len(opened)
@@ -398,9 +425,9 @@ def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
 
 
 FIELD = re.compile(
-    r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts\[\d+\]|files\['.*'\]|net|"
+    r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts(\[\d+\])?|files\['.*'\]|net|"
     r"limits(\.\w+)?|namespaces|init|profile|proc|time_offsets|uid_map|rlimits\['\w+'\]|pass_fds|stdio|pod|"
-    r"umask|pty|devices(\['\w+'\])?",
+    r"umask|pty|devices(\['\w+'\])?|idmap",
     re.DOTALL,
 )
 

@@ -39,6 +39,7 @@ ERRORS: dict[str, Exception] = {
     "CommandNotFound": errors.CommandNotFound(
         errno.ENOENT, step=9, name="exec", call="execve", detail="/bin/x", field="args[0]"
     ),
+    "CopyError": errors.CopyError(errno.EFBIG, b"a/\xff", "more than 5 bytes"),
     "TimeoutExpired": errors.TimeoutExpired(("sh", "-c", "false"), 1.5, DONE),
     "CommandError": errors.CommandError(DONE),
     "RemoteError": errors.RemoteError("Traceback"),
@@ -55,6 +56,7 @@ EACH = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
         (errors.SetupError, OSError),
         (errors.CommandNotFound, errors.SetupError),
         (errors.CommandNotFound, FileNotFoundError),
+        (errors.CopyError, OSError),
         (errors.TimeoutExpired, subprocess.TimeoutExpired),
         (errors.CommandError, subprocess.CalledProcessError),
         (errors.RemoteError, Exception),

@@ -35,11 +35,12 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "steps plan profile build limits idmap devices mounts creds compile",
+    3: "steps plan profile build limits idmap devices overlay mounts creds compile",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
-    "processes thaw debug",
-    5: "nslist freezer cgroup_v1 cgroup_v2 cgroup delegate process templates watch cputime logs "
-    "lifecycle result streams sandbox converse command popen namespace enter ports terminal",
+    "processes thaw debug mountapi changes copying archive oci images",
+    5: "nslist freezer cgroup_v1 cgroup_v2 cgroup delegate process templates idmapped watch "
+    "cputime logs lifecycle result streams sandbox converse command popen namespace enter ports "
+    "terminal",
     6: "control container",
     7: "podspec pod",
     8: "workloads kube executor pool aio cli",

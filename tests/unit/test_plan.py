@@ -44,7 +44,12 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
         Opcode.FILE: "a", Opcode.SYMLINK: "ab", Opcode.READONLY: "a", Opcode.SYSCTL: "ab",
         Opcode.HOSTNAME: "a", Opcode.CHDIR: "a", Opcode.EXEC: "a",
     }  # fmt: skip
-    options = {Opcode.ROOT_TMPFS: op.a, Opcode.PROCFS: op.a, Opcode.MOUNT: op.c}.get(code, 0)
+    options = {
+        Opcode.ROOT_TMPFS: op.a,
+        Opcode.ROOT_OVERLAY: op.a,
+        Opcode.PROCFS: op.a,
+        Opcode.MOUNT: op.c,
+    }.get(code, 0)
     return {
         "texts": tuple(raw.text(getattr(op, name)) for name in texts.get(code, "")),
         "options": raw.options(options),

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Id-mapped copies of host paths: made by the owner, passed to the sandbox.
+
+The kernel takes a mapping in the form of a user namespace that has it. Such a namespace is made
+by a process that does nothing else, and kept as a descriptor, for sandboxes come again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from nsbox import mountapi
+from nsbox.compile import compile_id_holder
+from nsbox.errors import Unavailable
+from nsbox.process import dev_null, spawn
+from nsbox.steps import Slot
+
+if TYPE_CHECKING:
+    from nsbox.launcher import Launcher
+    from nsbox.steps import IdLines, MapTree
+
+_MOST = 16  # each pins a user namespace
+
+_held: OrderedDict[tuple[object, ...], int] = OrderedDict()
+_lock = threading.Lock()
+
+
+def open_mapped(step: MapTree, first: int, parent: Launcher) -> int:
+    """The tree of *step*, with inside's id 0 being *first* outside; the caller's to close.
+
+    Raises:
+        Unavailable: the file system cannot be id-mapped, and that is required.
+        OSError: the path is not there.
+    """
+    tree = mountapi.open_tree(step.src, recursive=not step.required)
+    try:
+        userns = _user_namespace(step.map(step.uids, first), step.map(step.gids, first), parent)
+        try:
+            mountapi.set_attributes(tree, step.attrs, recursive=not step.required, userns=userns)
+        finally:
+            os.close(userns)
+    except OSError as e:
+        try:
+            if step.required or e.errno not in (errno.EINVAL, errno.EPERM):
+                raise _unavailable(step, e) from e
+            mountapi.set_attributes(tree, step.attrs, recursive=True)
+        except BaseException:
+            os.close(tree)
+            raise
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def _unavailable(step: MapTree, error: OSError) -> Exception:
+    if error.errno not in (errno.EINVAL, errno.EPERM):
+        return error
+    return Unavailable(
+        step.source,
+        f"the file system of {step.src} cannot be id-mapped",
+        err=error.errno,
+        alternatives=("a directory on ext4, xfs or btrfs", 'profile="none"'),
+    )
+
+
+def _user_namespace(uids: IdLines, gids: IdLines, parent: Launcher) -> int:
+    """A descriptor of a user namespace with these maps, the caller's to close."""
+    key = (parent.view, uids, gids)
+    with _lock:
+        fd = _held.get(key)
+        if fd is None:
+            fd = _held[key] = _make(uids, gids)
+            while len(_held) > _MOST:
+                os.close(_held.popitem(last=False)[1])
+        else:
+            _held.move_to_end(key)
+        return os.dup(fd)
+
+
+def _make(uids: IdLines, gids: IdLines) -> int:
+    null = dev_null()
+    plan = compile_id_holder(uids, gids)
+    holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
+    try:
+        # The holder is our launcher's child and not reaped: its number is its own.
+        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        holder.close()
+
+
+def clear() -> None:
+    """Let go of the kept namespaces."""
+    with _lock:
+        for fd in _held.values():
+            os.close(fd)
+        _held.clear()
+
+
+def _forget() -> None:
+    global _lock
+    _lock = threading.Lock()
+    clear()
+
+
+os.register_at_fork(after_in_child=_forget)
