@@ -122,7 +122,7 @@ class Cgroup:
                 place = where.of("unified" if controller == "bpf" else controller)
                 if not place:
                     continue
-                if where.version == 2 and controller != "bpf":
+                if where.version == 2 and controller not in (*where.enabled, "bpf"):
                     hierarchy.enable_one(place, controller)
                 directory = f"{place}/{name}"
                 if directory not in made.values():
@@ -438,6 +438,9 @@ class Cgroup:
             OSError: EBUSY, a process would not go within 2 s. ``nsbox.gc()`` tries again.
         """
         if self._closed:
+            return
+        if os.getpid() != self._owner:  # a forked child leaves the block that its parent is in
+            self._closed = True
             return
         with interrupts.Held():
             self._forget_oom()

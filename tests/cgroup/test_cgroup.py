@@ -150,6 +150,17 @@ def test_a_forked_child_may_not_use_it(group: Cgroup) -> None:
     assert Path(group.path).is_dir()
 
 
+def test_a_forked_child_that_leaves_the_block_ends_nothing() -> None:
+    with Cgroup.create() as group:
+        child = os.fork()
+        if child == 0:
+            group.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert Path(group.path).is_dir()
+        assert group.stats().pids_current == 0
+
+
 # -- limits -------------------------------------------------------------------------------------
 
 
