@@ -19,9 +19,9 @@ from nsbox.usage import CgroupStats, Tally
 
 if TYPE_CHECKING:
     from nsbox.limits import Setting
+    from nsbox.oom import OomNotice
 
 _REMOVE_DEADLINE_S = 2.0
-_OOM_POLL_S = 0.005
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 #: What a cgroup of its own is in even without a limit, for its statistics.
 _ALWAYS = ("memory", "pids", "cpu", "io")
@@ -37,15 +37,13 @@ class Cgroup:
 
     def __init__(self, version: int, directories: dict[str, str], *, owned: bool = True) -> None:
         self.version = version
-        self.oom_fd = -1
         self._directories = directories
         self._backend = cgroup_v1 if version == 1 else cgroup_v2
         self._owned = owned
         self._public = False
         self._owner = os.getpid()
         self._closed = False
-        self._oom_seen = 0
-        self._oom_watched = False
+        self._oom: OomNotice | None = None
         self._pids_max = 0
 
     # ------------------------------------------------------------ how one comes to be
@@ -334,57 +332,29 @@ class Cgroup:
             if key in self._directories:
                 cgroupfs.thaw_tree(self._directories[key])
 
-    # ------------------------------------------------------------ out of memory, on v1
+    # ------------------------------------------------------------ out of memory
+
+    @property
+    def oom_fd(self) -> int:
+        """v1 with ``oom_group``: readable when memory ran out; else -1."""
+        return -1 if self._oom is None else self._oom.fd
 
     def _notify_oom(self, wanted: bool) -> None:
-        """v1 kills one process and goes on; who watches ``oom_fd`` ends the others."""
-        if not wanted:
+        if wanted and self._oom is None:
+            from nsbox.oom import OomNotice
+
+            self._oom = OomNotice(self, self._directories["memory"])
+        elif not wanted:
             self._forget_oom()
-        elif self.oom_fd < 0:
-            directory = self._directories["memory"]
-            self._oom_seen = self.oom_kills()
-            self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                cgroupfs.write(f"{directory}/cgroup.event_control", f"{self.oom_fd} {control}")
-            finally:
-                os.close(control)
 
     def _watch_oom(self) -> None:
-        if self.oom_fd >= 0 and not self._oom_watched:
-            from nsbox import watch
-
-            self._oom_watched = True
-            watch.get().add(self.oom_fd, self._oom_news)
-
-    def _oom_news(self) -> None:
-        """By the library's thread. The kernel notifies before it kills."""
-        try:
-            os.eventfd_read(self.oom_fd)
-        except OSError:
-            return
-        self._end_group(200)
-
-    def _end_group(self, tries: int) -> None:
-        from nsbox import watch
-
-        if self._closed:
-            return
-        if (count := self.oom_kills()) > self._oom_seen:
-            self._oom_seen = count
-            self.kill()
-        elif tries:
-            watch.get().call_later(_OOM_POLL_S, lambda: self._end_group(tries - 1))
+        if self._oom is not None:
+            self._oom.watch()
 
     def _forget_oom(self) -> None:
-        if self.oom_fd >= 0:
-            if self._oom_watched:
-                from nsbox import watch
-
-                watch.get().remove(self.oom_fd)
-                self._oom_watched = False
-            os.close(self.oom_fd)
-            self.oom_fd = -1
+        notice, self._oom = self._oom, None
+        if notice is not None:
+            notice.close()
 
     def oom_kills(self) -> int:
         """Processes that the OOM killer ended here, by the kernel's own counter."""
