@@ -16,7 +16,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, interrupts, launcher, probe, registry
+from nsbox import _core, cgroup_child, interrupts, launcher, probe, registry
 from nsbox.cgroup import Cgroup
 from nsbox.errors import CommandNotFound, SetupError, StateError
 from nsbox.hierarchy import parents
@@ -165,7 +165,7 @@ class Process:
             code = told.status if told.code == _CLD_EXITED else -told.status
             self.ended_at = time.monotonic()
             if self.cgroup is not None:
-                self.stats = self.cgroup.tally()
+                self.stats = cgroup_child.tally(self.cgroup)
             self._ended = Ended(
                 code, record.utime_us / 1e6, record.stime_us / 1e6, record.maxrss_kib << 10,
                 record.inblock << 9, record.oublock << 9,
@@ -391,7 +391,7 @@ def _submit(
     id_slot: int,
     inject: Injection,
 ) -> int:
-    opened = cgroup.open_for_child() if cgroup is not None else {}
+    opened = cgroup_child.open_for_child(cgroup) if cgroup is not None else {}
     try:
         fds = [opened[str(slot.key)] if slot.kind == "cgroup" else descriptors[slot]
                for slot in plan.passed]  # fmt: skip

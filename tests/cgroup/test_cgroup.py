@@ -252,7 +252,7 @@ def test_memory_limits_go_up_and_down(group: Cgroup) -> None:
 
 
 def _written(group: Cgroup, file: str) -> int:
-    return int(group._backend.get_limit(group.directories, file))
+    return int(group.get(file))
 
 
 def _memory_and_swap(group: Cgroup) -> int | None:
@@ -291,6 +291,24 @@ def test_what_was_written_before_a_refusal_is_taken_back(group: Cgroup) -> None:
     assert "not on one disk" in caught.value.hint
     assert _written(group, "pids.max") == 50
     assert _written(group, "cpu.weight") == 70
+
+
+def test_a_refusal_takes_back_what_had_no_limit_before(group: Cgroup) -> None:
+    before = [group.get(file) for file in ("memory.max", "pids.max", "cpu.max")]
+    assert before[1] == "max"
+    wrong = {"/proc": {"rbps": "1MiB"}}
+    with pytest.raises(nsbox.SetupError):
+        group.update(Limits(memory="64MiB", pids=20, cpu=0.5, io=wrong))
+    assert [group.get(file) for file in ("memory.max", "pids.max", "cpu.max")] == before
+
+
+@pytest.mark.parametrize("size", [16, 256])
+def test_a_refusal_takes_back_both_limits_of_memory(group: Cgroup, size: int) -> None:
+    group.update(Limits(memory="64MiB", swap="32MiB"))
+    before = _written(group, "memory.max"), _memory_and_swap(group)
+    with pytest.raises(nsbox.SetupError):
+        group.update(Limits(memory=size << 20, io={"/proc": {"rbps": "1MiB"}}))
+    assert (_written(group, "memory.max"), _memory_and_swap(group)) == before
 
 
 def test_a_cpu_that_is_not_there_is_refused() -> None:

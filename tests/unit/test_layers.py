@@ -37,8 +37,8 @@ FLOORS: dict[int, str] = {
     2: "spec host",
     3: "steps plan profile build limits mounts creds compile",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts",
-    5: "oom freezer cgroup_v1 cgroup_v2 cgroup delegate process templates watch result streams sandbox "
-    "converse command popen namespace",
+    5: "oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
+    "templates watch result streams sandbox converse command popen namespace",
     6: "control container",
     7: "podspec pod",
     8: "workloads kube executor pool aio cli",
