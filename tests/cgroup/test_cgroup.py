@@ -206,7 +206,7 @@ def test_forks_beyond_the_limit_fail_and_are_counted() -> None:
         with kit.shell(script) as process:
             group.add(process.pid)
             kit.go(process)
-            poll_until(lambda: group.events()["pids.max"] > 0, 5)
+            poll_until(lambda: group.events()["pids.max"] > 0, 20)
             assert len(group.processes()) <= 3
             stats = group.stats()
             assert (stats.pids_current or 0) <= 3
@@ -237,7 +237,7 @@ def test_a_new_limit_holds_at_once(group: Cgroup) -> None:
         assert kit.line(process) == "6"
         group.update(Limits(pids=7))
         kit.go(process)
-        poll_until(lambda: group.events()["pids.max"] > 0, 5)
+        poll_until(lambda: group.events()["pids.max"] > 0, 20)
         group.kill()
 
 
@@ -331,7 +331,7 @@ def counting(group: Cgroup, tmp_path: Path) -> Iterator[Path]:
     with kit.started("/bin/sh", "-c", kit.GATE + COUNT, str(path)) as process:
         group.add(process.pid)
         kit.go(process)
-        poll_until(lambda: kit.counts(path) > 0, 5)
+        poll_until(lambda: kit.counts(path) > 0, 20)
         yield path
 
 
@@ -345,7 +345,7 @@ def test_frozen_processes_stand_still_until_thawed(group: Cgroup, counting: Path
         assert counting.read_text() == before
         group.thaw()
         assert not group.frozen()
-        poll_until(lambda b=before: counting.read_text() not in ("", b), 5, what="it goes on")
+        poll_until(lambda b=before: counting.read_text() not in ("", b), 20, what="it goes on")
     group.thaw()
 
 
@@ -376,7 +376,7 @@ def test_who_forks_does_not_get_away(payload: str, verb: str) -> None:
         with kit.started("/bin/sh", "-c", kit.GATE + f"exec python3 -SIc '{payload}'") as process:
             group.add(process.pid)
             kit.go(process)
-            poll_until(lambda: len(group.processes()) > 5 or process.poll() is not None, 5)
+            poll_until(lambda: len(group.processes()) > 5 or process.poll() is not None, 20)
             getattr(group, verb)()
             if verb == "kill":
                 poll_until(lambda: not group.processes(), 2, what="empty")
