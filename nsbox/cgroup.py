@@ -7,21 +7,28 @@ import os
 import re
 import time
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox import cgroup_v1, cgroup_v2, cgroupfs, freezer, hierarchy, interrupts, launcher
+from nsbox import (
+    cgroup_limits,
+    cgroup_v1,
+    cgroup_v2,
+    cgroupfs,
+    freezer,
+    hierarchy,
+    interrupts,
+    launcher,
+)
 from nsbox import limits as limit_files
-from nsbox.errors import SetupError, SpecError, StateError, Unavailable
+from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.hierarchy import DELEGATE, Parents, parents
 from nsbox.spec import Limits
-from nsbox.usage import CgroupStats, Tally
 
 if TYPE_CHECKING:
-    from nsbox.limits import Setting
+    from nsbox.oom import OomNotice
+    from nsbox.usage import CgroupStats
 
 _REMOVE_DEADLINE_S = 2.0
-_OOM_POLL_S = 0.005
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 #: What a cgroup of its own is in even without a limit, for its statistics.
 _ALWAYS = ("memory", "pids", "cpu", "io")
@@ -37,16 +44,14 @@ class Cgroup:
 
     def __init__(self, version: int, directories: dict[str, str], *, owned: bool = True) -> None:
         self.version = version
-        self.oom_fd = -1
         self._directories = directories
         self._backend = cgroup_v1 if version == 1 else cgroup_v2
         self._owned = owned
         self._public = False
         self._owner = os.getpid()
         self._closed = False
-        self._oom_seen = 0
-        self._oom_watched = False
-        self._pids_max = 0
+        self.least_pids = 0
+        self._oom: OomNotice | None = None
 
     # ------------------------------------------------------------ how one comes to be
 
@@ -73,7 +78,7 @@ class Cgroup:
         if parent is not None and not isinstance(parent, Cgroup):
             parent = cls.open(parent)
         where = parents() if parent is None else parent._as_place()
-        wanted = _check(limits, where)
+        wanted = cgroup_limits.check(limits, where)
         controllers = [c for c in _ALWAYS if where.of(c) and c in where.controllers]
         controllers += [c for c in limit_files.controllers_of(wanted) if c not in controllers]
         if where.version == 1:
@@ -81,7 +86,7 @@ class Cgroup:
         with interrupts.Held():
             self = cls._reserve(name, tuple(controllers), where)
             try:
-                self._write(wanted)
+                cgroup_limits.write(self, wanted)
                 self._watch_oom()
             except BaseException:
                 self.close()
@@ -122,7 +127,7 @@ class Cgroup:
                 place = where.of("unified" if controller == "bpf" else controller)
                 if not place:
                     continue
-                if where.version == 2 and controller != "bpf":
+                if where.version == 2 and controller not in (*where.enabled, "bpf"):
                     hierarchy.enable_one(place, controller)
                 directory = f"{place}/{name}"
                 if directory not in made.values():
@@ -231,40 +236,12 @@ class Cgroup:
             SetupError: the kernel refused; those written before are as they were.
         """
         self._check_open()
-        wanted = _check(limits, self._as_place(), spare_pids, late=True)
+        wanted = cgroup_limits.check(limits, self._as_place(), spare_pids, late=True)
         if limits.memory is not None and not limits.oom_group:
             wanted.append(limit_files.Setting("oom_group", "memory.oom.group", "0"))
-        self.apply(wanted)
+        cgroup_limits.apply(self, wanted)
         if self._public:
             self._watch_oom()
-
-    def apply(self, wanted: list[Setting]) -> None:
-        """All of these files, or none of them."""
-        with interrupts.Held():
-            before: list[Setting] = []
-            try:
-                self._write(wanted, before)
-            except SetupError:
-                for setting in reversed(before):
-                    try:
-                        self.set(setting.file, setting.value)
-                    except OSError:  # it was so before: only what is used since can hinder it
-                        pass
-                raise
-
-    def _write(self, wanted: list[Setting], before: list[Setting] | None = None) -> None:
-        for step, setting in enumerate(wanted):
-            try:
-                if before is not None and setting.file in limit_files.RESTORABLE:
-                    old = self._backend.get_limit(self._directories, setting.file)
-                    before.append(setting._replace(value=old))
-                self.set(setting.file, setting.value)
-            except OSError as e:
-                raise SetupError(
-                    e.errno or 0, step=step, name="limit", call="write",
-                    detail=f"{setting.file}={setting.value}", field=f"limits.{setting.limit}",
-                    hint=getattr(e, "hint", ""),
-                ) from e  # fmt: skip
 
     def set(self, file: str, value: str) -> None:
         """Write one limit, named as cgroup v2 names its file.
@@ -274,10 +251,15 @@ class Cgroup:
         """
         if file == "memory.oom.group" and self.version == 1:
             self._notify_oom(value == "1")
-        else:
-            self._backend.set_limit(self._directories, file, value)
-        if file == "pids.max":
-            self._pids_max = int(value)
+            return
+        self._backend.set_limit(self._directories, file, value)
+        if file == "pids.max" and value.isdigit():
+            self.least_pids = min(self.least_pids or int(value), int(value))
+
+    def get(self, file: str) -> str:
+        """What ``set`` would have to write to have a limit as it is."""
+        value: str = self._backend.get_limit(self._directories, file)
+        return value
 
     def freeze(self, timeout: float = 5.0) -> None:
         """Stop every process in it where it is, until ``thaw()``; waits until all stand still.
@@ -334,57 +316,29 @@ class Cgroup:
             if key in self._directories:
                 cgroupfs.thaw_tree(self._directories[key])
 
-    # ------------------------------------------------------------ out of memory, on v1
+    # ------------------------------------------------------------ out of memory
+
+    @property
+    def oom_fd(self) -> int:
+        """v1 with ``oom_group``: readable when memory ran out; else -1."""
+        return -1 if self._oom is None else self._oom.fd
 
     def _notify_oom(self, wanted: bool) -> None:
-        """v1 kills one process and goes on; who watches ``oom_fd`` ends the others."""
-        if not wanted:
+        if wanted and self._oom is None:
+            from nsbox.oom import OomNotice
+
+            self._oom = OomNotice(self, self._directories["memory"])
+        elif not wanted:
             self._forget_oom()
-        elif self.oom_fd < 0:
-            directory = self._directories["memory"]
-            self._oom_seen = self.oom_kills()
-            self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                cgroupfs.write(f"{directory}/cgroup.event_control", f"{self.oom_fd} {control}")
-            finally:
-                os.close(control)
 
     def _watch_oom(self) -> None:
-        if self.oom_fd >= 0 and not self._oom_watched:
-            from nsbox import watch
-
-            self._oom_watched = True
-            watch.get().add(self.oom_fd, self._oom_news)
-
-    def _oom_news(self) -> None:
-        """By the library's thread. The kernel notifies before it kills."""
-        try:
-            os.eventfd_read(self.oom_fd)
-        except OSError:
-            return
-        self._end_group(200)
-
-    def _end_group(self, tries: int) -> None:
-        from nsbox import watch
-
-        if self._closed:
-            return
-        if (count := self.oom_kills()) > self._oom_seen:
-            self._oom_seen = count
-            self.kill()
-        elif tries:
-            watch.get().call_later(_OOM_POLL_S, lambda: self._end_group(tries - 1))
+        if self._oom is not None:
+            self._oom.watch()
 
     def _forget_oom(self) -> None:
-        if self.oom_fd >= 0:
-            if self._oom_watched:
-                from nsbox import watch
-
-                watch.get().remove(self.oom_fd)
-                self._oom_watched = False
-            os.close(self.oom_fd)
-            self.oom_fd = -1
+        notice, self._oom = self._oom, None
+        if notice is not None:
+            notice.close()
 
     def oom_kills(self) -> int:
         """Processes that the OOM killer ended here, by the kernel's own counter."""
@@ -399,45 +353,6 @@ class Cgroup:
         """Whether it counts CPU time and the peak of memory, or they must be asked of processes."""
         return bool(self._backend.counts_all(self._directories))
 
-    # ------------------------------------------------------------ for the spawn
-
-    def open_for_child(self) -> dict[str, int]:
-        """Descriptors by which a child enters: v1 ``tasks`` files, of v2 the directory ("v2")."""
-        opened: dict[str, int] = {}
-        try:
-            for controller, directory in self._directories.items():
-                if self.version == 2 or controller == "unified":
-                    if "v2" not in opened:
-                        opened["v2"] = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
-                else:
-                    opened[controller] = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
-        except BaseException:
-            for fd in opened.values():
-                os.close(fd)
-            raise
-        return opened
-
-    def tally(self) -> Tally:
-        """What a result needs to know of the payload that has ended."""
-        where, backend = self._directories, self._backend
-        peak, refused = None, 0
-        if "pids" in where:
-            peak = cgroupfs.number(f"{where['pids']}/pids.peak")
-            if peak is None or peak >= self._pids_max:
-                refused = cgroupfs.counter(f"{where['pids']}/pids.events", "max")
-        disks = backend.disks(where["io"]) if "io" in where else None
-        throttled, used = backend.cpu(where)
-        return Tally(
-            memory_peak=backend.memory_peak(where),
-            pids_peak=peak,
-            throttled=throttled,
-            cpu_used=used,
-            oom_kills=self.oom_kills(),
-            forks_refused=refused,
-            io_read=None if disks is None else sum(disk.read_bytes for disk in disks.values()),
-            io_write=None if disks is None else sum(disk.write_bytes for disk in disks.values()),
-        )
-
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
@@ -449,6 +364,9 @@ class Cgroup:
             OSError: EBUSY, a process would not go within 2 s. ``nsbox.gc()`` tries again.
         """
         if self._closed:
+            return
+        if os.getpid() != self._owner:  # a forked child leaves the block that its parent is in
+            self._closed = True
             return
         with interrupts.Held():
             self._forget_oom()
@@ -474,29 +392,3 @@ class Cgroup:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<nsbox.Cgroup v{self.version} {', '.join(self._each)} {state}>"
-
-
-def _check(
-    limits: Limits, where: Parents, spare_pids: int = 0, *, late: bool = False
-) -> list[Setting]:
-    """The files of *limits* for a cgroup in *where*.
-
-    Raises:
-        SpecError: one is not a cgroup's to enforce.
-        Unavailable: one cannot be enforced there.
-    """
-    from nsbox import probe
-
-    if not isinstance(limits, Limits):
-        raise SpecError("limits", f"{limits!r} is not a Limits")
-    limit_files.check_only_cgroup(limits)
-    host = replace(probe.host(), controllers=where.controllers, cgroup_version=where.version,
-                   cgroup2=bool(where.of("unified")))  # fmt: skip
-    wanted = limit_files.settings(limits, spare_pids=spare_pids)
-    for setting in wanted:
-        why, hint = limit_files.why_not(setting.limit, host)
-        if why:
-            if late and not limit_files.why_not(setting.limit, probe.host())[0]:
-                why, hint = limit_files.not_from_the_start(setting.limit), ""
-            raise Unavailable(f"limits.{setting.limit}", why, hint=hint)
-    return wanted

@@ -38,7 +38,10 @@ def set_limit(directories: Directories, file: str, value: str) -> None:
 
 def get_limit(directories: Directories, file: str) -> str:
     """What ``set_limit`` would have to write to have it as it is."""
-    return cgroupfs.read(f"{next(iter(directories.values()))}/{file}").strip()
+    try:
+        return cgroupfs.read(f"{next(iter(directories.values()))}/{file}").strip()
+    except FileNotFoundError:  # no swap in this kernel; or a controller that is enabled when set
+        return "max" if file == "memory.swap.max" else ""
 
 
 def oom_kills(directories: Directories) -> int:

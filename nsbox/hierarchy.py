@@ -32,10 +32,12 @@ class Parents:
 
     On v1 there may be ``cpuacct`` and ``freezer`` among them, and ``unified``: a directory of
     cgroup v2 without controllers, which has cgroup.kill and cgroup.freeze all the same.
+    On v2 children have the ``enabled`` controllers already; others must be enabled first.
     """
 
     version: int = 0
     directories: tuple[tuple[str, str], ...] = ()
+    enabled: tuple[str, ...] = ()
 
     @property
     def controllers(self) -> tuple[str, ...]:
@@ -188,7 +190,7 @@ def _find_v2() -> Parents:
             basic = enable(directory, _BASIC)
             if len(basic) > sum(name in _BASIC for name in best.controllers):
                 more = [name for name in available(directory) if name not in _BASIC]
-                best = Parents(2, tuple((name, directory) for name in (*basic, *more)))
+                best = Parents(2, tuple((name, directory) for name in (*basic, *more)), basic)
         if directory == place.point or set(_BASIC) <= set(best.controllers):
             break
         directory = os.path.dirname(directory)

@@ -18,7 +18,18 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
-from nsbox import _core, debug, interrupts, launcher, probe, processes, registry, thaw, watch
+from nsbox import (
+    _core,
+    cgroup_child,
+    debug,
+    interrupts,
+    launcher,
+    probe,
+    processes,
+    registry,
+    thaw,
+    watch,
+)
 from nsbox.cgroup import Cgroup
 from nsbox.cgroupfs import remove_tree
 from nsbox.errors import CommandNotFound, NsboxError, SetupError, StateError
@@ -194,7 +205,7 @@ class Process:
             code = told.status if told.code == _CLD_EXITED else -told.status
             self.ended_at = time.monotonic()
             if self.cgroup is not None:
-                self.stats = self.cgroup.tally()
+                self.stats = cgroup_child.tally(self.cgroup)
             user, system = record.utime_us / 1e6, record.stime_us / 1e6
             peak = record.maxrss_kib << 10
             if self._before is not None and sum(self._before[:2]) > user + system:
@@ -648,7 +659,7 @@ def _submit(
     id_slot: int,
     inject: Injection,
 ) -> int:
-    opened = cgroup.open_for_child() if cgroup is not None else {}
+    opened = cgroup_child.open_for_child(cgroup) if cgroup is not None else {}
     try:
         fds = [opened[str(slot.key)] if opened and slot.kind == "cgroup" else descriptors[slot]
                for slot in plan.passed]  # fmt: skip

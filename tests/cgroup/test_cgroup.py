@@ -150,6 +150,17 @@ def test_a_forked_child_may_not_use_it(group: Cgroup) -> None:
     assert Path(group.path).is_dir()
 
 
+def test_a_forked_child_that_leaves_the_block_ends_nothing() -> None:
+    with Cgroup.create() as group:
+        child = os.fork()
+        if child == 0:
+            group.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert Path(group.path).is_dir()
+        assert group.stats().pids_current == 0
+
+
 # -- limits -------------------------------------------------------------------------------------
 
 
@@ -195,7 +206,7 @@ def test_forks_beyond_the_limit_fail_and_are_counted() -> None:
         with kit.shell(script) as process:
             group.add(process.pid)
             kit.go(process)
-            poll_until(lambda: group.events()["pids.max"] > 0, 5)
+            poll_until(lambda: group.events()["pids.max"] > 0, 20)
             assert len(group.processes()) <= 3
             stats = group.stats()
             assert (stats.pids_current or 0) <= 3
@@ -226,7 +237,7 @@ def test_a_new_limit_holds_at_once(group: Cgroup) -> None:
         assert kit.line(process) == "6"
         group.update(Limits(pids=7))
         kit.go(process)
-        poll_until(lambda: group.events()["pids.max"] > 0, 5)
+        poll_until(lambda: group.events()["pids.max"] > 0, 20)
         group.kill()
 
 
@@ -241,7 +252,7 @@ def test_memory_limits_go_up_and_down(group: Cgroup) -> None:
 
 
 def _written(group: Cgroup, file: str) -> int:
-    return int(group._backend.get_limit(group.directories, file))
+    return int(group.get(file))
 
 
 def _memory_and_swap(group: Cgroup) -> int | None:
@@ -282,6 +293,24 @@ def test_what_was_written_before_a_refusal_is_taken_back(group: Cgroup) -> None:
     assert _written(group, "cpu.weight") == 70
 
 
+def test_a_refusal_takes_back_what_had_no_limit_before(group: Cgroup) -> None:
+    before = [group.get(file) for file in ("memory.max", "pids.max", "cpu.max")]
+    assert before[1] == "max"
+    wrong = {"/proc": {"rbps": "1MiB"}}
+    with pytest.raises(nsbox.SetupError):
+        group.update(Limits(memory="64MiB", pids=20, cpu=0.5, io=wrong))
+    assert [group.get(file) for file in ("memory.max", "pids.max", "cpu.max")] == before
+
+
+@pytest.mark.parametrize("size", [16, 256])
+def test_a_refusal_takes_back_both_limits_of_memory(group: Cgroup, size: int) -> None:
+    group.update(Limits(memory="64MiB", swap="32MiB"))
+    before = _written(group, "memory.max"), _memory_and_swap(group)
+    with pytest.raises(nsbox.SetupError):
+        group.update(Limits(memory=size << 20, io={"/proc": {"rbps": "1MiB"}}))
+    assert (_written(group, "memory.max"), _memory_and_swap(group)) == before
+
+
 def test_a_cpu_that_is_not_there_is_refused() -> None:
     """cgroup v2 itself would take it, and then enforce nothing."""
     with pytest.raises((nsbox.SetupError, nsbox.Unavailable)) as caught:
@@ -302,7 +331,7 @@ def counting(group: Cgroup, tmp_path: Path) -> Iterator[Path]:
     with kit.started("/bin/sh", "-c", kit.GATE + COUNT, str(path)) as process:
         group.add(process.pid)
         kit.go(process)
-        poll_until(lambda: kit.counts(path) > 0, 5)
+        poll_until(lambda: kit.counts(path) > 0, 20)
         yield path
 
 
@@ -316,7 +345,7 @@ def test_frozen_processes_stand_still_until_thawed(group: Cgroup, counting: Path
         assert counting.read_text() == before
         group.thaw()
         assert not group.frozen()
-        poll_until(lambda b=before: counting.read_text() not in ("", b), 5, what="it goes on")
+        poll_until(lambda b=before: counting.read_text() not in ("", b), 20, what="it goes on")
     group.thaw()
 
 
@@ -347,7 +376,7 @@ def test_who_forks_does_not_get_away(payload: str, verb: str) -> None:
         with kit.started("/bin/sh", "-c", kit.GATE + f"exec python3 -SIc '{payload}'") as process:
             group.add(process.pid)
             kit.go(process)
-            poll_until(lambda: len(group.processes()) > 5 or process.poll() is not None, 5)
+            poll_until(lambda: len(group.processes()) > 5 or process.poll() is not None, 20)
             getattr(group, verb)()
             if verb == "kill":
                 poll_until(lambda: not group.processes(), 2, what="empty")

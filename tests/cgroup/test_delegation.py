@@ -133,16 +133,25 @@ def test_directories_of_v1_that_were_handed_over_are_enough(tmp_path: Path) -> N
 
 @pytest.mark.root
 @pytest.mark.cgroup2
-@pytest.mark.parametrize("uid", [USER, 0], ids=["user", "root"])
-def test_delegate_moves_the_caller_out_of_the_way_on_v2(tmp_path: Path, uid: int) -> None:
-    with handed_over([support.cgroup2_parent()], uid) as directories:
-        ((where, reason, hit, made, paused, _, moved),) = as_user(
-            LIMITS, uid, directories, tmp_path
+def test_delegate_moves_the_caller_out_of_the_way_on_v2(tmp_path: Path) -> None:
+    with handed_over([support.cgroup2_parent()], USER) as directories:
+        ((where, reason, hit, made, paused, uid, moved),) = as_user(
+            LIMITS, USER, directories, tmp_path
         )
-    assert (reason, hit, paused) == ("OOM", ["memory"], "paused")
+    assert (reason, hit, paused, uid) == ("OOM", ["memory"], "paused", USER)
     assert where == directories[0]
     assert str(made).startswith(directories[0] + "/nsbox-")
     assert moved
+
+
+@pytest.mark.root
+@pytest.mark.cgroup2
+def test_delegate_moves_nobody_who_can_make_cgroups_further_up(tmp_path: Path) -> None:
+    """Root may write above its own cgroup, which so can stay as it is."""
+    parent = support.cgroup2_parent()
+    with handed_over([parent], 0) as directories:
+        ((where, reason, _, _, _, _, moved),) = as_user(LIMITS, 0, directories, tmp_path)
+    assert (where, reason, moved) == (str(parent), "OOM", False)
 
 
 @pytest.mark.root

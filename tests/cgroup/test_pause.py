@@ -39,7 +39,7 @@ def out(tmp_path: Path) -> Path:
 def counting(out: Path) -> Iterator[Container]:
     mounts = [Mount.bind(out, "/out", ro=False)]
     with Container(["sh", "-c", COUNT], mounts=mounts, limits=Limits(pids=20)) as box:
-        poll_until(lambda: kit.counts(out / "count") > 0, 10)
+        poll_until(lambda: kit.counts(out / "count") > 0, 20)
         yield box
 
 
@@ -54,7 +54,7 @@ def test_pause_holds_every_process_and_resume_lets_go(counting: Container, out: 
         assert (out / "count").read_text() == before
         counting.resume()
         assert counting.status() == "running"
-        poll_until(lambda b=before: (out / "count").read_text() not in ("", b), 10)
+        poll_until(lambda b=before: (out / "count").read_text() not in ("", b), 20)
 
 
 @pytest.mark.usefixtures("hierarchies")
@@ -63,7 +63,7 @@ def test_who_forks_while_it_is_paused_is_paused_too(payload: str) -> None:
     """On v1 its processes are moved to where they freeze, one by one."""
     args = ["sh", "-c", f"python3 -SIc '{payload}' & sleep 1000"]
     with Container(args, limits=Limits(pids=30)) as box:
-        poll_until(lambda: (box.stats().pids_current or 0) > 2, 10)
+        poll_until(lambda: (box.stats().pids_current or 0) > 2, 20)
         box.pause()
         assert box.cgroup is not None
         inside = box.cgroup.processes()
@@ -97,7 +97,7 @@ def test_ending_a_paused_container_works_at_once(verb: str) -> None:
 @pytest.mark.usefixtures("hierarchies")
 def test_stopping_a_paused_container_lets_it_tidy_up() -> None:
     with Container(["sh", "-c", TIDY], limits=Limits(pids=9)) as box:
-        poll_until(lambda: "ready" in box.logs(), 10)
+        poll_until(lambda: "ready" in box.logs(), 20)
         box.pause()
         assert box.stop(grace=scaled(5)) == 7
 
@@ -142,7 +142,7 @@ def test_update_holds_at_once_and_is_in_the_result(init: bool) -> None:
     script = "read x; for i in 1 2 3 4 5 6 7 8; do sleep 1000 & done; sleep 1000"
     with Container(["sh", "-c", script], stdin=nsbox.DEVNULL, init=init,
                    limits=Limits(pids=2)) as box:  # fmt: skip
-        poll_until(lambda: "fork" in box.logs(), 10)
+        poll_until(lambda: "fork" in box.logs(), 20)
     with Container(["sleep", "1000"], init=init, limits=Limits(pids=100)) as box:
         box.update(Limits(pids=5, cpu_weight=10))
         assert box.cgroup is not None
@@ -189,7 +189,7 @@ def test_a_controller_is_added_while_it_runs_on_v2() -> None:
 
 
 def test_stats_of_a_running_container(counting: Container) -> None:
-    poll_until(lambda: counting.stats().cpu_user + counting.stats().cpu_system > 0.05, 10)
+    poll_until(lambda: counting.stats().cpu_user + counting.stats().cpu_system > 0.05, 20)
     stats = counting.stats()
     assert (stats.memory_current or 0) > 0
     assert (stats.memory_peak or 0) >= (stats.memory_current or 0) > 0 or stats.memory_peak is None

@@ -211,6 +211,21 @@ def test_the_payload_is_in_its_cgroup_with_every_limit_written() -> None:
 
 
 @cgroup
+def test_what_a_payload_forks_first_is_in_its_cgroup_too() -> None:
+    """It was in there before it could do anything."""
+    script = "sleep 1000 & sleep 1000 & sleep 1000 & sleep 1000 & echo ready; wait"
+    for _ in range(10):
+        with nsbox.Popen(["sh", "-c", script], init=False, stdout=nsbox.PIPE) as process:
+            assert kit.waiting(process) == "ready"
+            pid = process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            assert len(children) == 4
+            own = Path(f"/proc/{pid}/cgroup").read_text()
+            assert {Path(f"/proc/{one}/cgroup").read_text() for one in children} == {own}
+            assert "nsbox-" in own
+
+
+@cgroup
 def test_the_cgroup_namespace_hides_where_it_is() -> None:
     paths = {x.split(":", 2)[2] for x in kit.out(kit.run("cat", "/proc/self/cgroup")).splitlines()}
     assert not any("nsbox" in path or ".." in path for path in paths if path != "/")

@@ -38,9 +38,9 @@ FLOORS: dict[int, str] = {
     3: "steps plan profile build limits idmap devices overlay mounts creds compile",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug mountapi changes copying archive oci images",
-    5: "nslist freezer cgroup_v1 cgroup_v2 cgroup delegate process templates idmapped watch "
-    "cputime logs lifecycle result streams sandbox converse command popen namespace enter ports "
-    "terminal",
+    5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
+    "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
+    "namespace enter ports terminal",
     6: "control container",
     7: "podspec pod",
     8: "workloads kube executor pool aio cli",

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a spawn has to do with its cgroup: how the child enters, and what it came to."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from nsbox import cgroup_v1, cgroup_v2, cgroupfs
+from nsbox.usage import Tally
+
+if TYPE_CHECKING:
+    from nsbox.cgroup import Cgroup
+
+
+def open_for_child(cgroup: Cgroup) -> dict[str, int]:
+    """Descriptors by which a child enters: v1 ``tasks`` files, of v2 the directory ("v2")."""
+    opened: dict[str, int] = {}
+    try:
+        for controller, directory in cgroup.directories.items():
+            if cgroup.version == 2 or controller == "unified":
+                if "v2" not in opened:
+                    opened["v2"] = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
+            else:
+                opened[controller] = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+    except BaseException:
+        for fd in opened.values():
+            os.close(fd)
+        raise
+    return opened
+
+
+def tally(cgroup: Cgroup) -> Tally:
+    """What a result needs to know of the payload that has ended."""
+    where, backend = cgroup.directories, cgroup_v1 if cgroup.version == 1 else cgroup_v2
+    peak, refused = None, 0
+    if "pids" in where:
+        peak = cgroupfs.number(f"{where['pids']}/pids.peak")
+        if peak is None or peak >= cgroup.least_pids:
+            refused = cgroupfs.counter(f"{where['pids']}/pids.events", "max")
+    disks = backend.disks(where["io"]) if "io" in where else None
+    throttled, used = backend.cpu(where)
+    return Tally(
+        memory_peak=backend.memory_peak(where) if "memory" in where else None,
+        pids_peak=peak,
+        throttled=throttled,
+        cpu_used=used,
+        oom_kills=cgroup.oom_kills(),
+        forks_refused=refused,
+        io_read=None if disks is None else sum(disk.read_bytes for disk in disks.values()),
+        io_write=None if disks is None else sum(disk.write_bytes for disk in disks.values()),
+    )
