@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # importing typing would take most of the time that impor
 if TYPE_CHECKING:
     from typing import Any
 
+    import nsbox.namespace  # for type checkers: an attribute of this package
+    import nsbox.syscalls  # noqa: F401
     from nsbox.cgroup import Cgroup as Cgroup
     from nsbox.command import run as run
     from nsbox.container import Container as Container
@@ -114,4 +116,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *_WHERE, *_MODULES})

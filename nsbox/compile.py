@@ -160,6 +160,12 @@ def _add_joins(build: Build) -> None:
     _add_setns(build, (kind for kind in build.join if kind not in _LATE))
 
 
+def _stay_hidden(build: Build) -> None:
+    """Among strangers. A change of ids makes a process dumpable where fs.suid_dumpable is 1."""
+    if "pid" in build.join:
+        build.add(Number(Opcode.DUMPABLE, "dumpable", "0, whatever its ids", 0, "profile"))
+
+
 def _add_late_joins(build: Build) -> None:
     """By the child: in the cgroup namespace CLONE_INTO_CGROUP would not see where it comes
     from, and a time namespace is only entered with a memory of one's own."""
@@ -291,6 +297,7 @@ def _add_process(build: Build) -> None:
     source = "profile" if mask == Spec.umask else "umask"
     build.add(Number(Opcode.UMASK, "umask", f"{mask:03o}", mask, source))
     creds.add_credentials(build)
+    _stay_hidden(build)
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
     creds.add_descriptors(build)
     creds.add_rlimits(build)
@@ -359,6 +366,7 @@ def _set_up(build: Build) -> None:
     parts = mounts.MountParts(build) if build.has_new("mnt") else None
     if "user" in build.new or "user" in build.join:
         creds.become_setup_ids(build)
+        _stay_hidden(build)
     if parts is not None:
         mounts.add_mounts(build, parts)
     _add_proc_writes(build)
@@ -433,6 +441,7 @@ def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) 
         )
     if "user" in build.join:
         creds.become_setup_ids(build)
+        _stay_hidden(build)
     _add_process(build)
     env = _environment(build)
     _add_exec(build, env)

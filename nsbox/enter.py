@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nsbox import cgroup_child, probe, units
 from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
-from nsbox.errors import SetupError, StateError, TimeoutExpired
+from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
 from nsbox.popen import Popen
 from nsbox.process import PATIENCE_S, Injection, Process, spawn
 from nsbox.spec import Spec, another_process
@@ -103,7 +103,8 @@ def enter(
             limit = PATIENCE_S if patience is None else patience
             return spawn(plan, descriptors, inject=inject, patience=limit)
         except OSError as e:
-            if e.errno in _ENDING and _has_ended(target):
+            ending = e.errno in _ENDING and not isinstance(e, CommandNotFound)
+            if ending and _has_ended(target):
                 raise StateError("the sandbox has ended", status="stopped") from e
             raise
 

@@ -103,21 +103,35 @@ def _new_record() -> tuple[str, int]:
 
 
 def _make_file(path: str, record: int, ns_fd: int) -> None:
-    """Recorded by its number before it has its name: who finds that elsewhere leaves it alone."""
-    parent = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Recorded by its number before it has its name: who finds another there leaves it alone."""
+    directory = os.path.dirname(path)
+    what = {"path": path, "file": [], "namespace": _identity(ns_fd),
+            "mounts": _identity("/proc/thread-self/ns/mnt")}  # fmt: skip
+
+    def write(made: int) -> None:
+        os.pwrite(record, json.dumps({**what, "file": _identity(made)}).encode(), 0)
+
     try:
-        made = os.open(os.path.dirname(path), os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o444)
+        made = os.open(directory, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o444)
+    except OSError as e:
+        if e.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        # A file system without nameless files: killed in between, an empty one is left.
+        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
         try:
-            what = {"path": path, "file": _identity(made), "namespace": _identity(ns_fd),
-                    "mounts": _identity("/proc/thread-self/ns/mnt")}  # fmt: skip
-            os.pwrite(record, json.dumps(what).encode(), 0)
-            os.link(f"/proc/self/fd/{made}", os.path.basename(path), dst_dir_fd=parent,
-                    follow_symlinks=True)  # fmt: skip
+            write(made)
         finally:
             os.close(made)
+        return
+    parent = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        write(made)
+        os.link(f"/proc/self/fd/{made}", os.path.basename(path), dst_dir_fd=parent,
+                follow_symlinks=True)  # fmt: skip
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, "something is there already", path) from None
     finally:
+        os.close(made)
         os.close(parent)
 
 

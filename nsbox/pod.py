@@ -327,7 +327,7 @@ class Pod:
             if delay:
                 container.state = State("Waiting", "CrashLoopBackOff")
                 self._note("BackOff", container, f"restart in {delay:g} s")
-            container._timer = self.clock.call_later(delay, lambda: self._restart(container))
+            container._timer = self.clock.call_later(delay, lambda: self._due(container))
 
     def _port_conflict(self, current: Container) -> str:
         """Who holds the port that it could not bind, if that is what it died of."""
@@ -343,6 +343,14 @@ class Pod:
             policy = "OnFailure"
         failed = container.state.exit_code != 0
         return policy == "Always" or (policy == "OnFailure" and failed)
+
+    def _due(self, container: PodContainer) -> None:
+        """By the watch, which must not wait for what other members can hold up (SIGSTOP)."""
+        if self.share_process_namespace:
+            threading.Thread(target=self._restart, args=(container,), name="nsbox-restart",
+                             daemon=True).start()  # fmt: skip
+        else:
+            self._restart(container)
 
     def _restart(self, container: PodContainer) -> None:
         with self._condition:

@@ -82,6 +82,7 @@ SPECS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "standard": lambda _: {"profile": "standard"},
     "six namespaces and a template": lambda _: {"profile": "none", "namespaces": SIX},
     "none without init": lambda _: {"profile": "none", "init": False},
+    "clocks of its own": lambda _: {"time_offsets": {"boottime": 60}},
     "with limits": lambda _: {"limits": LIMITS, "profile": "none", "init": False},
     "a root directory with mounts": _root_with_mounts,
     "a terminal": lambda _: {"pty": True},

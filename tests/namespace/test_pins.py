@@ -160,6 +160,28 @@ signal.pause()
 
 
 @elsewhere
+def test_of_an_owner_killed_at_any_moment_gc_leaves_nothing() -> None:
+    code = """
+import nsbox, os
+ns = nsbox.Namespace.current("net")
+os.write(1, b"x")
+while True:
+    ns.pin("nsbloop")
+    ns.unpin()
+"""
+    ip("netns", "add", "nsbother")
+    for round in range(40):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as loop:
+            os.read(loop.stdout.fileno(), 1)
+            time.sleep(round / 8000)
+            loop.kill()
+        nsbox.gc()
+        assert os.listdir("/run/netns") == ["nsbother"]
+        assert [n for n in os.listdir("/run/nsbox") if n.startswith("pin")] == []
+    ip("netns", "del", "nsbother")
+
+
+@elsewhere
 def test_the_next_use_after_a_death_undoes_it_too() -> None:
     code = "import nsbox, os; n = nsbox.Namespace.create('net', pin='nsbdead')"
     code += "; os.kill(os.getpid(), 9)"

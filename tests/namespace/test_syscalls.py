@@ -94,11 +94,12 @@ def test_a_copy_of_a_tree_is_attached_elsewhere() -> None:
 
 
 @elsewhere
-def test_a_mount_over_a_private_one_is_not_seen_by_the_parent() -> None:
-    sc.mount("tmpfs", "/mnt", "tmpfs")
+def test_a_mount_of_ones_own_is_not_seen_by_the_parent() -> None:
+    os.mkdir("/run/nsb-inside")
+    sc.mount("tmpfs", "/run/nsb-inside", "tmpfs")
     outside = Path(f"/proc/{os.getppid()}/mountinfo").read_text()
-    assert " /mnt " in Path("/proc/self/mountinfo").read_text()
-    assert " /mnt " not in outside
+    assert " /run/nsb-inside " in Path("/proc/self/mountinfo").read_text()
+    assert " /run/nsb-inside " not in outside
 
 
 def test_pidfds_signal_and_hand_over_descriptors() -> None:

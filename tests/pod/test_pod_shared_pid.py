@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -261,3 +262,33 @@ while True:
             with contextlib.suppress(nsbox.TimeoutExpired, nsbox.SetupError):
                 pod["a"].exec(["true"], timeout=0.2)
             assert nsbox.run(["true"], timeout=scaled(10)).ok
+
+
+STOPPER = """
+import os, signal
+print("up", flush=True)
+last = os.getpid()
+while True:
+    for pid in range(last + 1, last + 40):
+        try: os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError: continue
+        except OSError: pass
+        last = max(last, pid)
+"""
+
+
+@pytest.mark.slow
+def test_a_restart_that_a_member_holds_up_holds_up_no_other_sandbox() -> None:
+    """The library's thread keeps the time of all: it must not wait for what one can stop."""
+    with shared(python("a", STOPPER, profile="standard"), sleeper("b", profile="standard")) as pod:
+        wait_log(pod["a"], "up")
+        for _ in range(3):
+            pid = pod["b"].pid
+            if pid is None:  # held up already
+                break
+            send(pid, signal.SIGKILL)
+            poll_until(lambda gone=pid: pod["b"].pid != gone, 5)
+        started = time.monotonic()
+        with nsbox.Container(["sleep", "1000"], limits=nsbox.Limits(wall=0.3)) as other:
+            assert other.wait(scaled(20)) == -signal.SIGKILL
+        assert time.monotonic() - started < scaled(4)

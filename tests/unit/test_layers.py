@@ -196,6 +196,15 @@ def test_an_error_is_named_without_loading_the_core() -> None:
     assert "asyncio" not in loaded
 
 
+def test_modules_that_are_used_by_name_are_loaded_then() -> None:
+    assert "nsbox.syscalls" not in _fresh("import nsbox")
+    sites = [path for path in sys.path if path.endswith("site-packages")]
+    loaded = _fresh(f"sys.path += {sites!r}; import nsbox; nsbox.syscalls.Clone")
+    assert "nsbox.syscalls" in loaded
+    assert "nsbox.launcher" not in loaded
+    assert set(nsbox._MODULES) <= set(dir(nsbox))
+
+
 def test_running_loads_no_asyncio() -> None:
     """A synchronous program does not pay for a loop that it has no use for."""
     sites = [path for path in sys.path if path.endswith("site-packages")]
