@@ -38,7 +38,8 @@ class _Walk:
     def __call__(self) -> float:
         alive = processes.stats(self._root)
         for stat in alive:
-            self._seen[stat.pid, stat.started] = stat.own
+            if stat.own:  # a tick at least: so the limit bounds how many are remembered
+                self._seen[stat.pid, stat.started] = stat.own
         total = sum(stat.user + stat.system for stat in alive)
         self._most = max(self._most, total, sum(self._seen.values()))
         return self._most

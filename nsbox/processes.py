@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _MOST_BYTES = 4096
+#: Generations of a tree that are looked at: who forks and ends all the time has no last one.
+_DEEPEST = 128
 
 
 class Stat(NamedTuple):
@@ -81,12 +83,16 @@ def tree(root: int) -> list[int]:
     """*root* and all that descend from it, in nested pid namespaces too.
 
     Of the PID 1 of a namespace these are all of its members but for those that came by
-    setns(2): an orphan becomes a child of PID 1. One that forks meanwhile may be missed.
+    setns(2): an orphan becomes a child of PID 1. One that forks meanwhile may be missed, and
+    a chain of them is not followed for ever.
     """
-    found = [root]
+    found = level = [root]
     try:
-        for pid in found:
-            found += _children(pid)
+        for _ in range(_DEEPEST):
+            level = [child for pid in level for child in _children(pid)]
+            if not level:
+                break
+            found = found + level
     except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
         return _tree_by_parents(root)
     return list(dict.fromkeys(found))

@@ -142,7 +142,8 @@ def test_a_zombie_and_a_name_with_brackets_are_listed() -> None:
         first, second = poll_until(
             lambda: len(p := container.processes()) == 2 and p[1].state == "Z" and p, 5
         )
-        assert (first.command, first.state, first.parent > 0) == (") R (x\n", "S", True)
+        assert (first.command, first.parent > 0) == (") R (x\n", True)
+        assert first.state in "RS"
         assert (second.args, second.parent) == ((), first.pid)
 
 

@@ -17,7 +17,7 @@ from run import kit
 from support import poll_until, scaled
 
 import nsbox
-from nsbox import Limits, Reason, cgroup, probe
+from nsbox import Limits, Reason, cgroup, probe, processes
 
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 MIB = 1 << 20
@@ -153,6 +153,32 @@ def test_a_tree_that_stops_itself_meets_its_deadline(way: str) -> None:
         else:
             with pytest.raises(nsbox.TimeoutExpired):
                 kit.sh(script, timeout=scaled(0.4))
+
+
+CHAIN = """
+import os, time
+if os.fork() == 0:
+    print("ready", flush=True)
+    while True:
+        if os.fork():
+            os._exit(0)
+time.sleep(1000)
+"""
+
+
+def test_a_chain_of_forks_is_not_followed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a child, and has gone when that is looked at."""
+    children: Any = processes._children
+    endless = iter(range(10_000_000, 20_000_000))
+    monkeypatch.setattr(processes, "_children", lambda pid: [*children(pid), next(endless)])
+    with kit.at_most(2):
+        assert len(processes.tree(os.getpid())) >= processes._DEEPEST
+    monkeypatch.undo()
+    args = ["/usr/bin/python3", "-I", "-S", "-c", CHAIN]
+    with nsbox.Popen(args, stdout=nsbox.PIPE) as process:
+        assert kit.waiting(process) == "ready"
+        with kit.at_most(2):
+            process.close()
 
 
 # -- frozen trees -------------------------------------------------------------------------------
