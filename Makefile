@@ -3,7 +3,7 @@
 #
 #   PYTHON=/usr/bin/python3.12   another interpreter for .venv (3.10 or later)
 #   CC=…                         another compiler
-#   ARGS='-k cgroup -x'          arguments for pytest, the benchmarks or the kernel runner
+#   ARGS='-k cgroup -x'          arguments for pytest, the benchmarks, the fuzzer or the kernel runner
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -46,6 +46,18 @@ test-kernels: ## the tests that depend on the kernel, on other kernels in QEMU, 
 	@tools/packages.sh build run kernels
 	@tools/bootstrap.sh test
 	@$(BIN)/python tools/vm/test_kernels.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: ## the checker of plans under a coverage-guided fuzzer; ARGS=600 for 600 s
+	@tools/packages.sh build fuzz
+	@tools/bootstrap.sh test
+	@tools/fuzz.sh $(ARGS)
+
+.PHONY: soak
+soak: ## 10,000 sandboxes in one process, and 1,000 with limits: nothing may grow (minutes)
+	@tools/packages.sh build run
+	@tools/bootstrap.sh test
+	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s tests/soak $(ARGS)
 
 .PHONY: lint
 lint: ## ruff, mypy --strict, clang-format, gcc -fanalyzer with warnings as errors
