@@ -50,8 +50,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned
 	if (seed % 16 && size > sizeof(*plan)) {
 		plan->magic = NSB_MAGIC;
 		plan->size = (uint32_t)size;
-		if (seed % 64)
-			data[size - 1] = 0;
+		data[size - 1] = seed % 64 ? 0 : (uint8_t)(seed >> 8);
 	}
 	return size;
 }
