@@ -92,7 +92,7 @@ bench: ## measure how long spawning takes
 
 .PHONY: clean
 clean: ## remove what make and the tools made, .venv too
-	rm -rf .venv build dist *.egg-info docs/_build .hypothesis
+	rm -rf .venv .cache/fuzz build dist *.egg-info docs/_build .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	rm -f nsbox/nsbox-init nsbox/_ffi*.so
 	find . -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from unit.plans import corpus  # noqa: E402
+from unit.plans import corpus
 
 
 def main(where: Path) -> None:
