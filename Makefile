@@ -54,7 +54,7 @@ fuzz: ## the checker of plans under a coverage-guided fuzzer; ARGS=600 for 600 s
 	@tools/fuzz.sh $(ARGS)
 
 .PHONY: soak
-soak: ## 10,000 sandboxes in one process, and 1,000 with limits: nothing may grow (minutes)
+soak: ## 10,000 sandboxes in one process, 1,000 with limits, 1,000 pods: nothing may grow
 	@tools/packages.sh build run
 	@tools/bootstrap.sh test
 	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s tests/soak $(ARGS)

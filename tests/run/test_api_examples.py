@@ -182,8 +182,8 @@ def test_7_without_user_namespaces_the_error_says_what_is_in_the_way() -> None:
     """In a user namespace that may have no further ones; no other limit of the host is touched."""
     zero = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
     done = subprocess.run(
-        ["unshare", "--user", "--map-root-user", "sh", "-c", zero, "sh", sys.executable, "-c",
-         NO_USER_NAMESPACES],
+        ["unshare", "--user", "--map-current-user", "--keep-caps", "sh", "-c", zero, "sh",
+         sys.executable, "-c", NO_USER_NAMESPACES],
         env={**os.environ, "PYTHONPATH": str(Path(nsbox.__file__).parents[1])},
         capture_output=True, text=True, timeout=scaled(30),
     )  # fmt: skip
