@@ -57,7 +57,7 @@ fuzz: ## the checker of plans under a coverage-guided fuzzer; ARGS=600 for 600 s
 soak: ## 10,000 sandboxes in one process, 1,000 with limits, 1,000 pods: nothing may grow
 	@tools/packages.sh build run
 	@tools/bootstrap.sh test
-	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s tests/soak $(ARGS)
+	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s -o faulthandler_timeout=3600 tests/soak $(ARGS)
 
 .PHONY: lint
 lint: ## ruff, mypy --strict, clang-format, gcc -fanalyzer with warnings as errors
