@@ -90,6 +90,19 @@ bench: ## measure how long spawning takes
 	@tools/bootstrap.sh bench
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
+.PHONY: bench-compare
+bench-compare: ## the last two runs of make bench ARGS=--history, or ARGS='OLD NEW', as ratios
+	@tools/bootstrap.sh
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+.PHONY: bench-record
+bench-record: ## measure everything (many minutes, a quiet machine) and renew docs/benchmarks.rst
+	@tools/packages.sh build run
+	@tools/bootstrap.sh bench
+	@mkdir -p .cache
+	@$(BIN)/python benchmarks/run.py --targets --json .cache/bench.json $(ARGS) || [ $$? = 1 ]
+	@$(BIN)/python benchmarks/page.py .cache/bench.json
+
 .PHONY: clean
 clean: ## remove what make and the tools made, .venv too
 	rm -rf .venv .cache/fuzz build dist *.egg-info docs/_build .hypothesis

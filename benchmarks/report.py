@@ -8,18 +8,19 @@ import json
 import platform
 import resource
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cases import REPOSITORY, Absent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from campaign import Findings
     from measure import Result
     from targets import Score
 
+HISTORY = Path(__file__).resolve().parent / "history.jsonl"
 BASES = {"floor-naive": "x naive", "floor-template": "x template"}
 
 
@@ -111,7 +112,7 @@ def machine() -> dict[str, Any]:
     if git("status", "--porcelain"):
         commit += "+dirty"
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
         "commit": commit,
         "kernel": platform.release(),
         "cpu": cpu_model(),

@@ -23,7 +23,6 @@ from drivers import SampleFailed
 from measure import interleave
 from rootfs import Rootfs, temporary, unsandboxed_probe
 
-HISTORY = Path(__file__).resolve().parent / "history.jsonl"
 REPETITIONS = 3
 SEED = 20231
 
@@ -34,7 +33,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="samples of each case (60; --quick: 15)")
     parser.add_argument("--cases", default="*", help="comma-separated globs of case names")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
-    parser.add_argument("--history", action="store_true", help=f"append to {HISTORY.name}")
+    parser.add_argument("--history", action="store_true", help=f"append to {report.HISTORY.name}")
     parser.add_argument("--quick", action="store_true", help="few rounds, for a first look")
     parser.add_argument("--gap", type=float, default=2.0, metavar="MS", help="idle before a sample")
     parser.add_argument(
@@ -110,7 +109,7 @@ def publish(options: argparse.Namespace, repetitions: list[Findings], host: dict
         lines = ",\n".join(json.dumps(row) for row in rows)  # one a line: for diff, and small
         options.json.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if options.history:
-        report.append_history(HISTORY, rows)
+        report.append_history(report.HISTORY, rows)
 
 
 def main() -> int:
