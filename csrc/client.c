@@ -228,13 +228,13 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd and record->pid are filled in as soon as they are known.
+ * *pidfd is filled in as soon as it is known, and so is the pid in record[1], which keeps what
+ * has come so far: a call that a signal ended is made again.
  */
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 {
-	struct nsb_record early = { .kind = 0 };
-	int pid = record->pid;
-	bool executing = false;
+	struct nsb_record *early = &record[1];
+	int32_t *executing = &early->status; /* which no early record has */
 
 	for (;;) {
 		int got = nsb_receive(channel, record, pidfd, -1);
@@ -242,25 +242,26 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 		if (got < 0)
 			return got;
 		if (record->kind == NSB_SPAWNED) {
-			pid = record->pid;
-			if (early.kind)
-				*record = early;
-			else
+			early->pid = record->pid;
+			if (!early->kind)
 				continue;
+			*record = *early;
+			early->kind = 0;
 		} else if (record->kind == NSB_EXECING) {
-			executing = true;
+			*executing = 1;
 			continue;
-		} else if (record->kind == NSB_STARTED && !executing && !record->pid) {
+		} else if (record->kind == NSB_STARTED && !*executing && !record->pid) {
 			continue;
 		}
 		/* A quick child, or its init, may speak before the launcher has told who it is. */
-		if (pid ||
+		if (early->pid ||
 		    (record->kind != NSB_BARRIER && (record->kind != NSB_STARTED || record->pid)))
 			break;
-		early = *record;
+		*early = *record;
 	}
 	if (!record->pid)
-		record->pid = pid;
+		record->pid = early->pid;
+	early->pid = record->pid;
 	return 1;
 }
 

@@ -110,7 +110,7 @@ class Starting:
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
-        self._raw = _ffi.new("struct nsb_record *")
+        self._raw = _ffi.new("struct nsb_record[2]")  # the last one, and what came before
         self._pidfd = _ffi.new("int *", -1)
 
     @property
@@ -119,9 +119,9 @@ class Starting:
 
     @property
     def pid(self) -> int:
-        return int(self._raw.pid)
+        return int(self._raw[1].pid)
 
     def next(self) -> Record:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does."""
         _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd))
-        return _record(self._raw)
+        return _record(self._raw[0])

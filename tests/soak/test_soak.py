@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import poll_until, scaled
+from support import TIMEOUT_SCALE, poll_until, scaled
 
 import nsbox
 
@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.userns, pytest.mark.slow]
 
 FULL = os.environ.get("NSBOX_SOAK") == "full"
 CONTAINERS = 10_000 if FULL else 300
-WITH_LIMITS = 1_000 if FULL else 60
+WITH_LIMITS = 1_000 if FULL else 60 if TIMEOUT_SCALE == 1 else 20
 PODS = 1_000 if FULL else 20
-WARM_UP = 100
+WARM_UP = 100 if TIMEOUT_SCALE == 1 else 10  # an emulated kernel is slow
 SAMPLES = 10
 MOST_GROWTH_KIB = {"rss": 5 << 10, "launcher_rss": 256}
 FOUR = nsbox.Limits(memory="64MiB", pids=16, cpu=1.0, wall=60)
@@ -205,6 +205,7 @@ def test_pods_leave_nothing_either(launcher: int) -> None:
     soak(one_pod, one_by_one, PODS, launcher, warm_up=10)
 
 
+@pytest.mark.kernel
 @pytest.mark.cgroup
 @pytest.mark.parametrize("life", [one_container, one_run], ids=lambda life: life.__name__)
 def test_with_limits_nothing_adds_up(life: Callable[..., None], launcher: int) -> None:
