@@ -186,14 +186,15 @@ def memory(fs: Rootfs, live: int) -> dict[str, float]:
     found: dict[str, float] = {}
     with worker.start(fs.root) as process:
         found["helper-kib"] = ask(process, "helper")
-        for kind in worker.SANDBOXES:
+        for kind in (*worker.SANDBOXES, worker.POD):
+            count = max(1, live // 20) if kind == worker.POD else live
             settle()
             before = meminfo()
-            ask(process, "hold", live, kind)
+            ask(process, "hold", count, kind)
             after = meminfo()
             ask(process, "hold", 0, kind)
             grown = sum(after[row] - before[row] for row in MEMORY)
-            found[f"{kind}-kib"] = grown / live
+            found[f"{kind}-kib"] = grown / count
     settle()
     return found
 

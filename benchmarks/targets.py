@@ -99,6 +99,7 @@ MORE = (
     Target("T10", "nsbox-no-net-kib", "", 100, hard=False, unit="KiB"),
     Target("T10", "nsbox-6ns-kib", "", 350, hard=False, unit="KiB"),
     Target("T10", "nsbox-6ns-cgroup-kib", "", 600, hard=False, unit="KiB"),
+    Target("T10", "pod-of-10-kib", "", 1331, hard=False, unit="KiB"),
     Target("T10", "helper-kib", "", 1024, unit="KiB"),
     at_least("T11", "nsbox-no-net@8-threads", "floor-naive@8-threads", 4.0),
     at_least("T11", "nsbox-6ns@8-threads", "floor-naive@8-threads", 1.3),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 MS_BIND = 4096
+POD = "pod-of-10"
 SANDBOXES = ("nsbox-6ns", "nsbox-no-net", "nsbox-6ns-cgroup")
 
 
@@ -87,20 +88,25 @@ class Worker:
 
     def hold(self, count: str, method: str) -> int:
         """As many idle sandboxes of that kind; 0 closes all."""
-        null = self._nsbox.DEVNULL
+        start = self._start_pod if method == POD else partial(self._start_idle, method)
         while len(self._held) > int(count):
             self._held.pop().close()
         for _ in range(int(count) - len(self._held)):
-            self._held.append(
-                self._nsbox.Popen(
-                    [TINY_PAUSE],
-                    stdin=null,
-                    stdout=null,
-                    stderr=null,
-                    **wishes(self._nsbox, self._root, method),
-                )
-            )
+            self._held.append(start())
         return 0
+
+    def _start_idle(self, method: str) -> Any:
+        null = self._nsbox.DEVNULL
+        keywords = wishes(self._nsbox, self._root, method)
+        return self._nsbox.Popen([TINY_PAUSE], stdin=null, stdout=null, stderr=null, **keywords)
+
+    def _start_pod(self) -> Any:
+        """Ten containers that share a network, and pause."""
+        same = {"root": self._nsbox.Rootfs.dir(str(self._root)), "profile": "none"}
+        members = [
+            self._nsbox.ContainerSpec(f"c{number}", [TINY_PAUSE], **same) for number in range(10)
+        ]
+        return self._nsbox.Pod("bench", members).start()
 
     def rate(self, method: str, threads: str, ms: str) -> int:
         """Spawns per second, over all threads."""
