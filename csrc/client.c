@@ -229,18 +229,19 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
  * *pidfd is filled in as soon as it is known, and so is the pid in record[1], which keeps what
- * has come so far: a call that a signal ended is made again.
+ * has come so far: a call that a signal ended is made again. -ETIMEDOUT: no record came for so
+ * long.
  */
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms)
 {
 	struct nsb_record *early = &record[1];
 	int32_t *executing = &early->status; /* which no early record has */
 
 	for (;;) {
-		int got = nsb_receive(channel, record, pidfd, -1);
+		int got = nsb_receive(channel, record, pidfd, timeout_ms);
 
-		if (got < 0)
-			return got;
+		if (got <= 0)
+			return got ? got : -ETIMEDOUT;
 		if (record->kind == NSB_SPAWNED) {
 			early->pid = record->pid;
 			if (!early->kind)
@@ -263,6 +264,12 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
 		record->pid = early->pid;
 	early->pid = record->pid;
 	return 1;
+}
+
+/* Any system call, for nsbox.syscalls: in the caller's own process. */
+long nsb_raw(long nr, long a, long b, long c, long d, long e)
+{
+	return nsb_syscall(nr, a, b, c, d, e, 0);
 }
 
 /*

@@ -132,7 +132,9 @@ int step_root_tmpfs(struct nsb_ctx *cx, const struct nsb_op *op)
 
 int step_root_tree(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	return become_root(cx, cx->slots[op->a]);
+	if (op->flags & NSB_AS_IS)
+		cx->root = cx->slots[op->a];
+	return op->flags & NSB_AS_IS ? 0 : become_root(cx, cx->slots[op->a]);
 }
 
 int step_root_here(struct nsb_ctx *cx, const struct nsb_op *op)

@@ -45,8 +45,8 @@ _told: set[str] = set()
 
 
 def lacking(need: str) -> str:
-    """Why examples that need a ``"cgroup"`` with limits, or the ids of ``"subuid"``, cannot run
-    here, or "".
+    """Why examples that need a ``"cgroup"`` with limits, the ids of ``"subuid"``, or ``"root"``,
+    cannot run here, or "".
 
     Said once; an error where NSBOX_REQUIRE names the need, as with the marks of the tests.
     """
@@ -56,6 +56,7 @@ def lacking(need: str) -> str:
     there, why = {
         "cgroup": (bool(host.controllers), "no cgroup here can be written"),
         "subuid": (host.maps_ids or host.subids, "only one id can be mapped"),
+        "root": (host.attaches_bpf, "the caller is not root of this host"),
     }[need]
     missing = "" if there else why
     if missing and need in required.split(","):

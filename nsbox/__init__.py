@@ -12,8 +12,10 @@ TYPE_CHECKING = False  # importing typing would take most of the time that impor
 if TYPE_CHECKING:
     from typing import Any
 
+    from nsbox.cgroup import Cgroup as Cgroup
     from nsbox.command import run as run
     from nsbox.container import Container as Container
+    from nsbox.delegate import delegate as delegate
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
     from nsbox.errors import NsboxError as NsboxError
@@ -39,17 +41,22 @@ if TYPE_CHECKING:
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
+    from nsbox.usage import CgroupStats as CgroupStats
+    from nsbox.usage import DiskStats as DiskStats
 
 __version__ = "0.1.0.dev0"
 
 #: Public name -> the module that has it.
 _WHERE = {
     "Backoff": "podspec",
+    "Cgroup": "cgroup",
+    "CgroupStats": "usage",
     "CommandError": "errors",
     "CommandNotFound": "errors",
     "Completed": "result",
     "Container": "container",
     "ContainerSpec": "podspec",
+    "DiskStats": "usage",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",
@@ -67,11 +74,15 @@ _WHERE = {
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
+    "delegate": "delegate",
     "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",
     "run": "command",
 }
+
+#: Modules that are used by their name.
+_MODULES = ("namespace", "syscalls")
 
 DEVNULL, PIPE, STDOUT = -3, -1, -2  # subprocess's, without importing it
 
@@ -79,6 +90,8 @@ __all__ = ["DEVNULL", "PIPE", "STDOUT", *_WHERE]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"nsbox.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'nsbox' has no attribute {name!r}")
     value = getattr(import_module(f"nsbox.{_WHERE[name]}"), name)

@@ -30,6 +30,8 @@ class Record(NamedTuple):
     utime_us: int
     stime_us: int
     maxrss_kib: int
+    inblock: int
+    oublock: int
     call: str
 
 
@@ -50,6 +52,8 @@ def _record(raw: Any) -> Record:
         raw.utime_us,
         raw.stime_us,
         raw.maxrss_kib,
+        raw.inblock,
+        raw.oublock,
         _ffi.string(raw.call).decode("ascii"),
     )
 
@@ -103,6 +107,19 @@ def view() -> bytes:
     return bytes(_ffi.buffer(numbers))
 
 
+def raw_syscall(number: int, *args: int | bytes | None) -> int:
+    """Any system call of at most five arguments; bytes are passed by address, with a NUL behind.
+
+    Raises:
+        OSError: the kernel's answer.
+    """
+    held = [_ffi.new("char[]", arg) if isinstance(arg, bytes) else arg for arg in args]
+    words = [int(_ffi.cast("intptr_t", arg)) if isinstance(was, bytes) else arg or 0
+             for arg, was in zip(held, args, strict=True)]  # fmt: skip
+    words += [0] * (5 - len(words))
+    return _check(int(_lib.nsb_raw(number, *words)))
+
+
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 
@@ -121,7 +138,7 @@ class Starting:
     def pid(self) -> int:
         return int(self._raw[1].pid)
 
-    def next(self) -> Record:
-        """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does."""
-        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd))
+    def next(self, timeout_ms: int = -1) -> Record:
+        """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, timeout_ms))
         return _record(self._raw[0])

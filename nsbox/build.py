@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nsbox.errors import Unavailable
 from nsbox.names import PlanFlag
 from nsbox.profile import PROFILES, Profile
-from nsbox.steps import OpenTree, Slot, Step
+from nsbox.steps import IdMap, OpenTree, Slot, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -27,8 +27,10 @@ class Build:
         join: kinds of namespaces that the child enters, of the process in slot ("pidfd", "join").
         new: kinds of namespaces that are made.
         uid, gid: of the payload, inside.
-        id_map: "slot", "range" (newuidmap), "single", or "" without a user namespace.
+        id_map: "slot", "range" (newuidmap), "single", "explicit" (other lines, without 0), or ""
+            without a user namespace.
         template: the mount namespace comes from a template.
+        maps: of the user namespace, where the caller said them.
     """
 
     spec: Spec
@@ -39,6 +41,7 @@ class Build:
     gid: int = 0
     id_map: str = ""
     template: bool = False
+    maps: IdMap | None = None
     steps: list[Step] = field(default_factory=list)
     passed: list[Slot] = field(default_factory=list)
     applied: dict[str, str] = field(default_factory=dict)

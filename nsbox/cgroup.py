@@ -1,171 +1,270 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cgroups: one class, two backends, one vocabulary (the names of cgroup v2)."""
+"""Cgroup: limits and counters of a group of processes; one class, one vocabulary, two backends."""
 
 from __future__ import annotations
 
-import errno
-import functools
 import os
+import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox.errors import Unavailable
-from nsbox.host import CONTROLLERS
+from nsbox import cgroup_v1, cgroup_v2, cgroupfs, freezer, hierarchy, interrupts, launcher
+from nsbox import limits as limit_files
+from nsbox.errors import SetupError, SpecError, StateError, Unavailable
+from nsbox.hierarchy import DELEGATE, Parents, parents
+from nsbox.spec import Limits
+from nsbox.usage import CgroupStats, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from nsbox.limits import Setting
 
-ROOT = "/sys/fs/cgroup"
 _REMOVE_DEADLINE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Parents:
-    """Where cgroups can be made: controller -> directory; on v2 all are one directory."""
-
-    version: int = 0
-    directories: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def controllers(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.directories)
-
-    def of(self, controller: str) -> str:
-        return dict(self.directories)[controller]
-
-
-def _own_paths() -> dict[str, str]:
-    """Controller (or "" for v2) -> the caller's path in that hierarchy; cgroups(7)."""
-    paths = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        for controller in controllers.split(","):
-            paths[controller] = path
-    return paths
-
-
-def _mounts() -> dict[str, str]:
-    """Controller (or "" for v2) -> mount point."""
-    found: dict[str, str] = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        fstype, _, options = after.split(" ", 2)
-        where = before.split(" ")[4]
-        if fstype == "cgroup2":
-            found.setdefault("", where)
-        elif fstype == "cgroup":
-            for option in options.split(","):
-                if option in CONTROLLERS or option == "cpuacct":
-                    found.setdefault(option, where)
-    return found
-
-
-def _usable(directory: str) -> bool:
-    return os.access(directory, os.W_OK | os.X_OK)
-
-
-def _find_v1() -> Parents:
-    mounts, own = _mounts(), _own_paths()
-    found = []
-    for controller in CONTROLLERS:
-        if controller in mounts and controller in own:
-            directory = os.path.normpath(mounts[controller] + own[controller])
-            if _usable(directory):
-                found.append((controller, directory))
-    return Parents(1, tuple(found)) if found else Parents()
-
-
-def _enable(directory: str, wanted: Iterable[str]) -> tuple[str, ...]:
-    """Controllers that children of *directory* have, after an attempt to give them all."""
-    control = Path(directory, "cgroup.subtree_control")
-    available = Path(directory, "cgroup.controllers").read_text().split()
-    for controller in wanted:
-        if controller in available and controller not in control.read_text().split():
-            try:
-                control.write_text(f"+{controller}")
-            except OSError:  # processes in it (EBUSY), or not ours
-                pass
-    return tuple(name for name in wanted if name in control.read_text().split())
-
-
-def _find_v2() -> Parents:
-    """The nearest ancestor whose children can have controllers: never one with processes."""
-    mounts, own = _mounts(), _own_paths()
-    if "" not in mounts or "" not in own:
-        return Parents()
-    top = mounts[""]
-    directory = os.path.normpath(top + own[""])
-    while directory.startswith(top):
-        if _usable(directory) and os.access(f"{directory}/cgroup.procs", os.W_OK):
-            controllers = _enable(directory, CONTROLLERS)
-            if len(controllers) == len(CONTROLLERS):
-                return Parents(2, tuple((name, directory) for name in controllers))
-        if directory == top:
-            break
-        directory = os.path.dirname(directory)
-    return Parents()
-
-
-def find_parents() -> Parents:
-    """Where this caller can make cgroups: v1 where its controllers are, else v2."""
-    try:
-        v1 = _find_v1()
-        return v1 if v1.version else _find_v2()
-    except OSError:
-        return Parents()
-
-
-_V1_FILES = {
-    "memory.max": "memory.limit_in_bytes",
-    "memory.swap.max": "memory.memsw.limit_in_bytes",
-    "pids.max": "pids.max",
-}
-
-
-@dataclass(frozen=True)
-class CgroupStats:
-    """What a cgroup used. Bytes and seconds; None where the kernel does not say."""
-
-    memory_peak: int | None
-    pids_peak: int | None
-    throttled: float | None
-    oom_kills: int
+_OOM_POLL_S = 0.005
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+#: What a cgroup of its own is in even without a limit, for its statistics.
+_ALWAYS = ("memory", "pids", "cpu", "io")
 
 
 class Cgroup:
-    """A cgroup of nsbox's own: on v1 a directory in each hierarchy, on v2 one.
+    """A cgroup: on v1 a directory in each hierarchy, on v2 one. Names are those of v2 on both.
 
-    Made by ``create``; ``close()`` kills what is in it and removes it.
+    Made by ``create``, or found by ``open``. ``close()``, or the end of the ``with`` block, ends
+    every process in one that was created and removes it; so does the end of this program,
+    however it ends, and the end of its launcher.
     """
 
-    def __init__(self, version: int, directories: dict[str, str]) -> None:
+    def __init__(self, version: int, directories: dict[str, str], *, owned: bool = True) -> None:
         self.version = version
-        self._directories = directories
-        self._closed = False
         self.oom_fd = -1
+        self._directories = directories
+        self._backend = cgroup_v1 if version == 1 else cgroup_v2
+        self._owned = owned
+        self._public = False
+        self._owner = os.getpid()
+        self._closed = False
+        self._oom_seen = 0
+        self._oom_watched = False
+        self._pids_max = 0
+
+    # ------------------------------------------------------------ how one comes to be
 
     @classmethod
-    def create(cls, name: str, controllers: tuple[str, ...], parents: Parents) -> Cgroup:
-        """Make it, empty and without limits.
+    def create(
+        cls,
+        name: str | None = None,
+        parent: Cgroup | str | os.PathLike[str] | None = None,
+        limits: Limits | None = None,
+    ) -> Cgroup:
+        """Make one, below the caller's own cgroup or below *parent*, with *limits*.
+
+        *name* is the end of the directory's name, which begins with ``nsbox-``. It is in the
+        memory, pids, cpu and io hierarchies as far as they can be had, for ``stats()``.
 
         Raises:
-            OSError: mkdir(2) failed; nothing is left.
+            SpecError: a limit that is not a cgroup's, such as ``wall``; *name* is no name.
+            Unavailable: no cgroup can be made here, or not with such a limit.
+            SetupError: the kernel refused a limit; nothing is left.
+        """
+        limits = limits or Limits()
+        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+            raise SpecError("name", f"{name!r} is not letters, digits, '_', '.' and '-'")
+        if parent is not None and not isinstance(parent, Cgroup):
+            parent = cls.open(parent)
+        where = parents() if parent is None else parent._as_place()
+        wanted = _check(limits, where)
+        controllers = [c for c in _ALWAYS if where.of(c) and c in where.controllers]
+        controllers += [c for c in limit_files.controllers_of(wanted) if c not in controllers]
+        if where.version == 1:
+            controllers += ["unified"] if where.of("unified") else list(hierarchy.V1_HELPERS)
+        with interrupts.Held():
+            self = cls._reserve(name, tuple(controllers), where)
+            try:
+                self._write(wanted)
+                self._watch_oom()
+            except BaseException:
+                self.close()
+                raise
+            self._public = True
+        return self
+
+    @classmethod
+    def _reserve(cls, name: str | None, controllers: tuple[str, ...], where: Parents) -> Cgroup:
+        """Make it, after the launcher was told where: whoever outlives us removes it."""
+        places = tuple(dict.fromkeys(where.of(c) for c in controllers if where.of(c)))
+        for _ in range(2):
+            guardian = launcher.current()
+            try:
+                guardian.register(places)
+            except BrokenPipeError:
+                launcher.forget(guardian)
+                continue
+            full = guardian.entry.name() + (f"-{name}" if name else "")
+            try:
+                return cls.make(full, controllers, where)
+            except OSError as e:
+                why = f"cannot create a cgroup under {places[0]}: {e.strerror}"
+                raise Unavailable("cgroup", why, err=e.errno or 0, hint=DELEGATE) from e
+        raise Unavailable("cgroup", "the launcher that would remove it was killed, twice")
+
+    @classmethod
+    def make(cls, name: str, controllers: tuple[str, ...], where: Parents) -> Cgroup:
+        """For nsbox's own use: empty and without limits, where the launcher knows of it.
+
+        Raises:
+            OSError: mkdir(2) failed, or a controller cannot be had; nothing is left.
         """
         made: dict[str, str] = {}
-        self = cls(parents.version, made)
+        self = cls(where.version, made)
         try:
             for controller in controllers:
-                directory = f"{parents.of(controller)}/{name}"
+                place = where.of("unified" if controller == "bpf" else controller)
+                if not place:
+                    continue
+                if where.version == 2 and controller != "bpf":
+                    hierarchy.enable_one(place, controller)
+                directory = f"{place}/{name}"
                 if directory not in made.values():
                     os.mkdir(directory)
                     os.chmod(directory, 0o755)  # whatever the caller's umask
-                made[controller] = directory
+                key = "unified" if controller == "bpf" and where.version == 1 else controller
+                made[key] = directory
         except BaseException:
             self.close()
             raise
         return self
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Cgroup:
+        """One that exists, and stays when it is closed.
+
+        *path* is a directory of a mounted hierarchy, or a name as in /proc/PID/cgroup
+        (``"/user.slice"``), which on v1 is looked for in every hierarchy.
+
+        Raises:
+            SpecError: there is no such cgroup.
+        """
+        version, directories = hierarchy.find(os.fspath(path))
+        if not directories:
+            raise SpecError("path", f"{os.fspath(path)!r} is not a cgroup")
+        self = cls(version, directories, owned=False)
+        self._public = True
+        return self
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def path(self) -> str:
+        """Its directory; on v1 the first of them."""
+        return next(iter(self._directories.values()))
+
+    @property
+    def directories(self) -> dict[str, str]:
+        """Controller -> directory. On a hybrid host also ``unified``, that of cgroup v2."""
+        return dict(self._directories)
+
+    def _as_place(self) -> Parents:
+        """Itself as a parent, or as that which limits are for."""
+        places = dict(self._directories)
+        if self.version == 2:
+            for name in hierarchy.available(self.path):
+                places.setdefault(name, self.path)
+        return Parents(self.version, tuple(places.items()))
+
+    @property
+    def _each(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._directories.values()))
+
+    def processes(self) -> list[int]:
+        """Pids in it and in cgroups below it."""
+        return sorted({pid for one in self._each for pid in cgroupfs.all_members(one)})
+
+    def stats(self) -> CgroupStats:
+        """What it uses and has used; still to be had after its processes have ended."""
+        self._check_open()
+        stats: CgroupStats = self._backend.stats(self._directories)
+        return stats
+
+    def events(self) -> dict[str, int]:
+        """What happened, counted by the kernel, as ``"memory.oom_kill"`` or ``"pids.max"``.
+
+        Besides counters: ``"populated"`` and ``"frozen"``, 1 or 0. Which counters there are
+        depends on controllers and kernel: cgroup.events, memory.events, pids.events; on v1
+        memory.failcnt is ``"memory.max"``.
+        """
+        self._check_open()
+        found = self._backend.events(self._directories)
+        return {**found, "frozen": int(freezer.is_frozen(self._directories, self.version))}
+
+    # ------------------------------------------------------------ verbs
+
+    def _check_open(self) -> None:
+        launcher.check_owner(self._owner)
+        if self._closed:
+            raise StateError(f"{self!r}", status="closed")
+
+    def add(self, pid: int) -> None:
+        """Move a process into it, with all of its threads. Children that it has stay behind.
+
+        Moving waits for the kernel, some milliseconds in each hierarchy of v1.
+
+        Raises:
+            ProcessLookupError: there is no such process.
+            PermissionError: it is somebody else's, or not ours to move from where it is.
+        """
+        self._check_open()
+        if isinstance(pid, bool) or not isinstance(pid, int) or pid < 1:
+            raise SpecError("pid", f"{pid!r} is not a pid")
+        for directory in self._each:
+            cgroupfs.write(f"{directory}/cgroup.procs", str(pid))
+
+    def update(self, limits: Limits, *, spare_pids: int = 0) -> None:
+        """Write the limits that are set in *limits*; the others stay as they are.
+
+        With ``memory``, ``swap`` and ``oom_group`` are written too. *spare_pids* is room beyond
+        ``pids`` for processes that the limit is not about. On v2 a ``memory`` below
+        what is in use makes the kernel reclaim and then kill; on v1 it refuses.
+
+        Raises:
+            SpecError, Unavailable: as ``create``.
+            SetupError: the kernel refused; those written before are as they were.
+        """
+        self._check_open()
+        wanted = _check(limits, self._as_place(), spare_pids, late=True)
+        if limits.memory is not None and not limits.oom_group:
+            wanted.append(limit_files.Setting("oom_group", "memory.oom.group", "0"))
+        self.apply(wanted)
+        if self._public:
+            self._watch_oom()
+
+    def apply(self, wanted: list[Setting]) -> None:
+        """All of these files, or none of them."""
+        with interrupts.Held():
+            before: list[Setting] = []
+            try:
+                self._write(wanted, before)
+            except SetupError:
+                for setting in reversed(before):
+                    try:
+                        self.set(setting.file, setting.value)
+                    except OSError:  # it was so before: only what is used since can hinder it
+                        pass
+                raise
+
+    def _write(self, wanted: list[Setting], before: list[Setting] | None = None) -> None:
+        for step, setting in enumerate(wanted):
+            try:
+                if before is not None and setting.file in limit_files.RESTORABLE:
+                    old = self._backend.get_limit(self._directories, setting.file)
+                    before.append(setting._replace(value=old))
+                self.set(setting.file, setting.value)
+            except OSError as e:
+                raise SetupError(
+                    e.errno or 0, step=step, name="limit", call="write",
+                    detail=f"{setting.file}={setting.value}", field=f"limits.{setting.limit}",
+                    hint=getattr(e, "hint", ""),
+                ) from e  # fmt: skip
 
     def set(self, file: str, value: str) -> None:
         """Write one limit, named as cgroup v2 names its file.
@@ -173,197 +272,220 @@ class Cgroup:
         Raises:
             OSError: the kernel refused.
         """
-        controller = file.partition(".")[0]
-        directory = self._directories[controller]
-        if self.version == 2:
-            self._set_v2(f"{directory}/{file}", value)
-        elif file == "cpu.max":
-            quota, period = value.split()
-            _write(f"{directory}/cpu.cfs_period_us", period)
-            _write(f"{directory}/cpu.cfs_quota_us", quota)
-        elif file == "memory.swap.max":
-            # v1 limits the sum of memory and swap; without swap accounting there is no file
-            path = f"{directory}/{_V1_FILES[file]}"
-            memory = int(_read(f"{directory}/memory.limit_in_bytes"))
-            if os.path.exists(path):
-                _write(path, str(memory + int(value)))
-        elif file == "memory.oom.group":
-            self._notify_oom(directory)
+        if file == "memory.oom.group" and self.version == 1:
+            self._notify_oom(value == "1")
         else:
-            _write(f"{directory}/{_V1_FILES[file]}", value)
+            self._backend.set_limit(self._directories, file, value)
+        if file == "pids.max":
+            self._pids_max = int(value)
 
-    def _notify_oom(self, directory: str) -> None:
+    def freeze(self, timeout: float = 5.0) -> None:
+        """Stop every process in it where it is, until ``thaw()``; waits until all stand still.
+
+        cgroup.freeze, Linux 5.2; the freezer of v1 where no cgroup v2 is mounted.
+
+        Raises:
+            Unavailable: neither is to be had here.
+            TimeoutError: one does not stop within *timeout* seconds, such as one that waits for
+                a disk; all go on.
+        """
+        self._check_open()
+        with interrupts.Held():
+            if not freezer.directory(self._directories, self.version):
+                self._add_freezer()
+            freezer.freeze(self._directories, self.version, timeout)
+
+    def _add_freezer(self) -> None:
+        """A sandbox of v1 has no place to be frozen in until it is asked for."""
+        where = parents()
+        for key in ("unified", "freezer"):
+            if place := where.of(key):
+                guardian = launcher.current()
+                guardian.register((place,))
+                directory = f"{place}/{guardian.entry.name()}"
+                os.mkdir(directory)
+                self._directories[f"late-{key}"] = directory
+                return
+        raise Unavailable("freeze", "neither cgroup v2 nor the freezer of v1 can be written here")
+
+    def thaw(self) -> None:
+        """Let them go on; nothing if they do."""
+        self._check_open()
+        freezer.thaw(self._directories, self.version)
+
+    def frozen(self) -> bool:
+        """Whether ``freeze()`` holds it."""
+        return freezer.is_frozen(self._directories, self.version)
+
+    def kill(self) -> None:
+        """SIGKILL to every process in it and below it, frozen or forking, with no way out.
+
+        cgroup.kill, Linux 5.14; on v1 alone by reading its lists until they are empty.
+        """
+        launcher.check_owner(self._owner)
+        if not self._closed:
+            for directory in sorted(self._each, key=lambda one: not os.path.exists(
+                    f"{one}/cgroup.kill")):  # fmt: skip
+                cgroupfs.kill_tree(directory)
+
+    def let_die(self) -> None:
+        """After a SIGKILL: what v1's freezer holds dies only when it is let go."""
+        for key in ("freezer", "late-freezer"):
+            if key in self._directories:
+                cgroupfs.thaw_tree(self._directories[key])
+
+    # ------------------------------------------------------------ out of memory, on v1
+
+    def _notify_oom(self, wanted: bool) -> None:
         """v1 kills one process and goes on; who watches ``oom_fd`` ends the others."""
-        self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            _write(f"{directory}/cgroup.event_control", f"{self.oom_fd} {control}")
-        finally:
-            os.close(control)
+        if not wanted:
+            self._forget_oom()
+        elif self.oom_fd < 0:
+            directory = self._directories["memory"]
+            self._oom_seen = self.oom_kills()
+            self.oom_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                cgroupfs.write(f"{directory}/cgroup.event_control", f"{self.oom_fd} {control}")
+            finally:
+                os.close(control)
 
-    def _set_v2(self, path: str, value: str) -> None:
-        if path.endswith("memory.swap.max") and not os.path.exists(path):
-            return  # a kernel without swap has no swap to limit
-        _write(path, value)
+    def _watch_oom(self) -> None:
+        if self.oom_fd >= 0 and not self._oom_watched:
+            from nsbox import watch
+
+            self._oom_watched = True
+            watch.get().add(self.oom_fd, self._oom_news)
+
+    def _oom_news(self) -> None:
+        """By the library's thread. The kernel notifies before it kills."""
+        try:
+            os.eventfd_read(self.oom_fd)
+        except OSError:
+            return
+        self._end_group(200)
+
+    def _end_group(self, tries: int) -> None:
+        from nsbox import watch
+
+        if self._closed:
+            return
+        if (count := self.oom_kills()) > self._oom_seen:
+            self._oom_seen = count
+            self.kill()
+        elif tries:
+            watch.get().call_later(_OOM_POLL_S, lambda: self._end_group(tries - 1))
+
+    def _forget_oom(self) -> None:
+        if self.oom_fd >= 0:
+            if self._oom_watched:
+                from nsbox import watch
+
+                watch.get().remove(self.oom_fd)
+                self._oom_watched = False
+            os.close(self.oom_fd)
+            self.oom_fd = -1
+
+    def oom_kills(self) -> int:
+        """Processes that the OOM killer ended here, by the kernel's own counter."""
+        return self._backend.oom_kills(self._directories) if "memory" in self._directories else 0
+
+    # ------------------------------------------------------------ for the spawn
 
     def open_for_child(self) -> dict[str, int]:
-        """Descriptors by which a child enters: v1 ``tasks`` files, v2 the directory ("v2")."""
-        if self.version == 2:
-            directory = next(iter(self._directories.values()))
-            return {"v2": os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}
+        """Descriptors by which a child enters: v1 ``tasks`` files, of v2 the directory ("v2")."""
         opened: dict[str, int] = {}
         try:
             for controller, directory in self._directories.items():
-                opened[controller] = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+                if self.version == 2 or controller == "unified":
+                    if "v2" not in opened:
+                        opened["v2"] = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
+                else:
+                    opened[controller] = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
             for fd in opened.values():
                 os.close(fd)
             raise
         return opened
 
-    @property
-    def directories(self) -> tuple[str, ...]:
-        """Each directory once."""
-        return tuple(dict.fromkeys(self._directories.values()))
-
-    def oom_kills(self) -> int:
-        """Processes that the OOM killer ended here, by the kernel's own counter."""
-        if "memory" not in self._directories:
-            return 0
-        name = "memory.events" if self.version == 2 else "memory.oom_control"
-        return _counter(f"{self._directories['memory']}/{name}", "oom_kill")
-
-    def stats(self) -> CgroupStats:
-        """What was used until now."""
-        v2 = self.version == 2
-        memory, pids, cpu = (self._directories.get(name, "") for name in CONTROLLERS)
-        peak = f"{memory}/{'memory.peak' if v2 else 'memory.max_usage_in_bytes'}"
-        throttled = _counter(f"{cpu}/cpu.stat", "throttled_usec" if v2 else "throttled_time")
-        return CgroupStats(
-            memory_peak=_number(peak) if memory else None,
-            pids_peak=_number(f"{pids}/pids.peak") if pids else None,
-            throttled=throttled / (1e6 if v2 else 1e9) if cpu else None,
+    def tally(self) -> Tally:
+        """What a result needs to know of the payload that has ended."""
+        where, backend = self._directories, self._backend
+        peak, refused = None, 0
+        if "pids" in where:
+            peak = cgroupfs.number(f"{where['pids']}/pids.peak")
+            if peak is None or peak >= self._pids_max:
+                refused = cgroupfs.counter(f"{where['pids']}/pids.events", "max")
+        disks = backend.disks(where["io"]) if "io" in where else None
+        return Tally(
+            memory_peak=backend.memory_peak(where),
+            pids_peak=peak,
+            throttled=backend.throttled(where) if "cpu" in where else None,
             oom_kills=self.oom_kills(),
+            forks_refused=refused,
+            io_read=None if disks is None else sum(disk.read_bytes for disk in disks.values()),
+            io_write=None if disks is None else sum(disk.write_bytes for disk in disks.values()),
         )
 
-    def kill(self) -> None:
-        """SIGKILL to every process in it; cgroup.kill (Linux 5.14) where there is one."""
-        for directory in self.directories:
-            try:
-                _write(f"{directory}/cgroup.kill", "1")
-                continue
-            except OSError:
-                pass
-            for pid in _members(directory):
-                try:
-                    os.kill(pid, 9)
-                except ProcessLookupError:
-                    pass
+    # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Kill what is left and remove it; idempotent. Retries while the kernel finishes exits.
+        """End what is in it and remove it, with cgroups below it; idempotent.
+
+        One that was opened only is left alone.
 
         Raises:
             OSError: EBUSY, a process would not go within 2 s. ``nsbox.gc()`` tries again.
         """
         if self._closed:
             return
-        self._closed = True
-        if self.oom_fd >= 0:
-            os.close(self.oom_fd)
-            self.oom_fd = -1
-        deadline = time.monotonic() + _REMOVE_DEADLINE_S
-        for directory in self.directories:
-            remove_tree(directory, deadline)
+        with interrupts.Held():
+            self._forget_oom()
+            if self._owned:
+                deadline = time.monotonic() + _REMOVE_DEADLINE_S
+                for directory in reversed(self._each):  # unified last made, first killed
+                    cgroupfs.remove_tree(directory, deadline)
+            self._closed = True
+
+    def __enter__(self) -> Cgroup:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", True) or not (self._owned and self._public):
+            return
+        if os.getpid() == self._owner:
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
-        return f"<nsbox.Cgroup v{self.version} {', '.join(self.directories)} {state}>"
+        return f"<nsbox.Cgroup v{self.version} {', '.join(self._each)} {state}>"
 
 
-def remove_tree(directory: str, deadline: float) -> None:
-    """Remove a cgroup with its children, killing members, until *deadline* (time.monotonic)."""
-    delay = 0.0005
-    while True:
-        try:
-            os.rmdir(directory)
-            return
-        except FileNotFoundError:
-            return
-        except OSError as e:
-            if e.errno not in (errno.EBUSY, errno.ENOTEMPTY) or time.monotonic() > deadline:
-                raise
-        for pid in _members(directory):
-            try:
-                os.kill(pid, 9)
-            except OSError:
-                pass
-        try:
-            with os.scandir(directory) as entries:
-                children = [e.path for e in entries if e.is_dir(follow_symlinks=False)]
-        except FileNotFoundError:
-            return
-        for child in children:
-            remove_tree(child, deadline)
-        time.sleep(delay)
-        delay = min(delay * 2, 0.05)
+def _check(
+    limits: Limits, where: Parents, spare_pids: int = 0, *, late: bool = False
+) -> list[Setting]:
+    """The files of *limits* for a cgroup in *where*.
 
+    Raises:
+        SpecError: one is not a cgroup's to enforce.
+        Unavailable: one cannot be enforced there.
+    """
+    from nsbox import probe
 
-def _members(directory: str) -> list[int]:
-    """Pids in a cgroup, as this pid namespace has them (0: in another one, not ours to kill)."""
-    try:
-        return [pid for pid in map(int, _read(f"{directory}/cgroup.procs").split()) if pid > 0]
-    except OSError:
-        return []
-
-
-def _read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # open() makes three more calls to know the file
-    try:
-        data = b""
-        while more := os.read(fd, 65536):
-            data += more
-    finally:
-        os.close(fd)
-    return data.decode()
-
-
-def _write(path: str, value: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, value.encode())
-    finally:
-        os.close(fd)
-
-
-def _number(path: str) -> int | None:
-    try:
-        text = _read(path).strip()
-        return int(text) if text.isdigit() else None
-    except OSError:
-        return None
-
-
-def _counter(path: str, name: str) -> int:
-    try:
-        for line in _read(path).splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
-    except (OSError, ValueError):
-        pass
-    return 0
-
-
-@functools.lru_cache(maxsize=4)
-def _cached_parents(pid: int, own: str) -> Parents:
-    parents = find_parents()
-    if not parents.version:
-        raise Unavailable("cgroup", "no cgroup here can be written",
-                          hint="systemd-run --user --scope -p Delegate=yes COMMAND")  # fmt: skip
-    return parents
-
-
-def parents() -> Parents:
-    """``find_parents()`` of this process, looked up once while it stays in its cgroup."""
-    return _cached_parents(os.getpid(), _read("/proc/self/cgroup"))
+    if not isinstance(limits, Limits):
+        raise SpecError("limits", f"{limits!r} is not a Limits")
+    limit_files.check_only_cgroup(limits)
+    host = replace(probe.host(), controllers=where.controllers, cgroup_version=where.version,
+                   cgroup2=bool(where.of("unified")))  # fmt: skip
+    wanted = limit_files.settings(limits, spare_pids=spare_pids)
+    for setting in wanted:
+        why, hint = limit_files.why_not(setting.limit, host)
+        if why:
+            if late and not limit_files.why_not(setting.limit, probe.host())[0]:
+                why, hint = limit_files.not_from_the_start(setting.limit), ""
+            raise Unavailable(f"limits.{setting.limit}", why, hint=hint)
+    return wanted

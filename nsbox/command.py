@@ -45,6 +45,8 @@ def run(
         net: ``"none"`` (a loopback of its own) or ``"host"``.
         limits: ``Limits``.
         namespaces: kinds to make, instead of the profile's.
+        time_offsets: seconds by which the ``"monotonic"`` and ``"boottime"`` clocks are ahead, in
+            a time namespace of its own (Linux 6.3).
         init: PID 1 is nsbox-init, which reaps and forwards signals; else the command is.
         profile: ``"strict"``, ``"standard"`` or ``"none"``.
         proc: ``"pids"``, ``"full"`` or ``"none"``.

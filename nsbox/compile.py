@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from nsbox import creds, mounts
+from nsbox import creds, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -14,14 +14,18 @@ from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
+    JOIN,
+    TIME,
     Clone3,
     EnterCgroup,
+    IdMap,
+    LauncherNet,
     MakeCgroup,
     MakeDirs,
     Number,
     Options,
     Pair,
-    SetLimit,
+    RootTree,
     Setns,
     Simple,
     Slot,
@@ -30,12 +34,17 @@ from nsbox.steps import (
     mounts_private,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nsbox.steps import Step
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
-_CPU_PERIOD_US = 100_000
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
-_NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "cpu_time", "net_priority")
+_LATE = ("cgroup", "time")
+_NOT_YET = ("cpu_time",)
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -47,6 +56,8 @@ def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str,
             wanted.insert(0, "user")
         if spec.net == "host":
             wanted = [kind for kind in wanted if kind != "net"]
+    if spec.time_offsets and "time" not in wanted:
+        wanted.append("time")
     if not host.privileged and "user" not in wanted and "user" not in join and wanted:
         raise Unavailable(
             "namespaces", f"{', '.join(wanted)} need CAP_SYS_ADMIN",
@@ -62,59 +73,27 @@ def _refuse_what_is_missing(build: Build) -> None:
             build.cannot(f"limits.{name}", "this version of nsbox does not enforce it")
 
 
-def _cgroup_limits(build: Build) -> list[SetLimit]:
-    """Limits as cgroup v2 files and values; the profile's own give way where there is no cgroup."""
-    limits, profile, host = build.spec.limits, build.profile, build.host
-    files: list[SetLimit] = []
-
-    def want(controller: str, asked: object, default: object, *values: tuple[str, str]) -> None:
-        source = f"limits.{controller}" if asked is not None else "profile"
-        if asked is None and default is None:
-            return
-        if controller in host.controllers:
-            files.extend(SetLimit(file, value, source) for file, value in values)
-            build.enforcement[controller] = f"cgroup v{host.cgroup_version} {values[0][0]}"
-        elif asked is not None:
-            build.cannot(
-                source, f"no cgroup here in which the {controller} controller can be used",
-                hint="run as root, or with a delegated cgroup: systemd-run --user --scope "
-                     "-p Delegate=yes COMMAND",
-            )  # fmt: skip
-        else:
-            build.applied[controller] = "missing: no cgroup with this controller"
-
-    memory = limits.memory if limits.memory is not None else profile.memory
-    group = (("memory.oom.group", "1"),) if limits.oom_group else ()
-    want("memory", limits.memory, profile.memory, ("memory.max", str(memory)),
-         ("memory.swap.max", str(limits.swap or 0)), *group)  # fmt: skip
-    pids = limits.pids if limits.pids is not None else profile.pids
-    # init is not the payload's: it gets a place of its own
-    init = int(build.spec.init and build.has_new("pid"))
-    want("pids", limits.pids, profile.pids, ("pids.max", str((pids or 0) + init)))
-    cpu = limits.cpu if limits.cpu is not None else profile.cpu
-    quota = max(1000, math.ceil(float(cpu or 0) * _CPU_PERIOD_US))
-    want("cpu", limits.cpu, profile.cpu, ("cpu.max", f"{quota} {_CPU_PERIOD_US}"))
-    return files
-
-
 def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
-    files = _cgroup_limits(build)
+    files = limits.cgroup_limits(build)
     if not files:
+        if "pid" in build.join:
+            build.applied["pid"] = "shared: without a cgroup, it ends with its mount namespace"
         return
-    controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
+    controllers = limits.controllers_of(files)
     build.add(MakeCgroup(controllers, "limits"), *files)
     for controller in controllers if build.host.cgroup_version == 1 else ():
-        build.pass_slot("cgroup", controller)
-    if build.host.cgroup_version == 2:
+        if controller != "bpf":
+            build.pass_slot("cgroup", controller)
+    if build.host.cgroup_version == 2 or "bpf" in controllers:
         build.pass_slot("cgroup", "v2")
 
 
 def _enter_cgroup(build: Build) -> None:
     """v1: the child enters by itself. The cgroup namespace comes after, or it would see "/.."."""
     slots = [slot for slot in build.passed if slot.kind == "cgroup"]
-    if build.host.cgroup_version == 1:
-        for slot in slots:
+    for slot in slots:
+        if slot.key != "v2":
             build.add(EnterCgroup(slot, "limits"))
     if slots and build.has_new("cgroup"):
         build.add(Unshare(Clone.NEWCGROUP, "namespaces"))
@@ -124,14 +103,30 @@ def _add_clone(build: Build) -> None:
     in_cgroup = any(slot.kind == "cgroup" for slot in build.passed)
     flags = Clone(0)
     for kind in build.new:
-        later = (kind == "cgroup" and in_cgroup) or (kind == "mnt" and build.template)
+        copied = kind == "mnt" and build.template and not build.in_userns
+        later = (kind == "cgroup" and in_cgroup) or copied or kind == "time"
         flags |= Clone(0) if later else NAMESPACES[kind]
-    into = in_cgroup and build.host.cgroup_version == 2
-    build.add(Clone3(flags, into, "namespaces"))
+    if _launcher_net(build):
+        build.add(LauncherNet("net"))
+        build.flags |= PlanFlag.LAUNCHER_NET
+    build.add(Clone3(flags, Slot("cgroup", "v2") in build.passed, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:
         _add_id_map(build)
+
+
+def _launcher_net(build: Build) -> bool:
+    """Whether the network namespace need not be the sandbox's own to change: without a capability
+    it could not, and the launcher may have one ready."""
+    return (
+        build.has_new("net")
+        and build.in_userns
+        and build.template  # a joiner enters it, before there is a user namespace
+        and build.host.spare_net
+        and build.host.net_sysctls
+        and not creds.kept_capabilities(build)
+    )
 
 
 def _add_id_map(build: Build) -> None:
@@ -149,18 +144,65 @@ def _add_id_map(build: Build) -> None:
         build.flags |= PlanFlag.DENY_SETGROUPS
 
 
-def _add_joins(build: Build, joined: Slot | None) -> None:
-    if joined is None:
-        return
+def _pass_joined(build: Build) -> None:
+    if set(build.join) - {"time"}:
+        build.pass_slot(*JOIN)
+
+
+def _add_setns(build: Build, kinds: Iterable[str]) -> None:
     flags = Clone(0)
-    for kind in build.join:
+    for kind in kinds:
         flags |= NAMESPACES[kind]
-    build.add(Setns(joined, flags, "namespaces"))
+    if flags:
+        build.add(Setns(JOIN, flags, "namespaces"))
+
+
+def _add_joins(build: Build) -> None:
+    """In the joiner, before the child: it is born into the namespaces, and none sees it enter."""
+    if "pid" in build.join:
+        # It is seen by strangers, who could stop it, and with it who waits for its memory.
+        build.flags |= PlanFlag.FORK
+        if build.profile.oom_score_adj:
+            score = str(build.profile.oom_score_adj)
+            build.add(*_own_proc_file("oom_score_adj", score, "profile"))
+    _add_setns(build, (kind for kind in build.join if kind not in _LATE))
+
+
+def _add_late_joins(build: Build) -> None:
+    """By the child: in the cgroup namespace CLONE_INTO_CGROUP would not see where it comes
+    from, and a time namespace is only entered with a memory of one's own."""
+    if "cgroup" in build.join:
+        _add_setns(build, ("cgroup",))
+    if "time" in build.join:
+        build.flags |= PlanFlag.FORK
+        build.add(Setns(build.pass_slot(*TIME), Clone.NEWTIME, "namespaces"))
+
+
+def _add_time(build: Build) -> None:
+    """Offsets can be written as long as nobody is in it: the execve that follows enters."""
+    if not build.has_new("time"):
+        return
+    build.flags |= PlanFlag.FORK
+    build.add(Unshare(Clone.NEWTIME, "namespaces"))
+    text = "".join(f"{clock} {ns // 10**9} {ns % 10**9}\n"
+                   for clock, ns in build.spec.time_offsets)  # fmt: skip
+    if text:
+        build.add(*_own_proc_file("timens_offsets", text, "time_offsets"))
+
+
+def _own_proc_file(name: str, value: str, source: str) -> list[Step]:
+    """Writes /proc/self/NAME while the caller's /proc is in view: nobody hostile sees it so."""
+    return [
+        Number(Opcode.DUMPABLE, "dumpable", "1, to own its /proc files", 1, source),
+        Options(Opcode.PROCFS, "procfs", (), 0, source, int(OpFlag.AS_IS)),
+        Pair(Opcode.SYSCTL, "sysctl", f"self/{name}", value, source),
+        Number(Opcode.DUMPABLE, "dumpable", "0", 0, source),
+    ]
 
 
 def _port_sysctls(build: Build) -> list[tuple[str, str]]:
     """In a network of its own, ports below 1024 and ping need no privilege."""
-    if not build.has_new("net") or build.profile.capabilities is None:
+    if not build.has_new("net") or build.profile.capabilities is None or _launcher_net(build):
         return []
     last = build.gid if build.id_map == "single" else SLOT_IDS - 1
     first = build.gid if build.id_map == "single" else 0
@@ -176,7 +218,7 @@ def _add_proc_writes(build: Build) -> None:
     if build.profile.lock_userns and "user" in build.new:
         writes.append(("sys/user/max_user_namespaces", "0", "profile"))
         build.applied["user-namespace lock"] = "max_user_namespaces=0"
-    score = build.profile.oom_score_adj
+    score = 0 if "pid" in build.join else build.profile.oom_score_adj  # given by the joiner
     possible = build.capable and (build.own("pid") or not build.in_userns)
     possible = possible and (build.has_new("mnt") or not build.in_userns)
     if not (writes or score):
@@ -208,7 +250,7 @@ def _add_oom_score(build: Build, score: int) -> None:
 
 
 def _add_names(build: Build) -> None:
-    if build.has_new("net"):
+    if build.has_new("net") and not _launcher_net(build):
         build.add(Simple(Opcode.LO_UP, "lo", "up", "net"))
     if build.spec.hostname is not None:
         if not build.own("uts"):
@@ -249,7 +291,7 @@ def _working_directory(spec: Spec) -> str:
 
 def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
-    if build.has_new("mnt") or build.spec.cwd is not None:
+    if build.own("mnt") or build.spec.cwd is not None:
         build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
     build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
     creds.add_credentials(build)
@@ -258,7 +300,7 @@ def _add_process(build: Build) -> None:
     creds.add_rlimits(build)
     build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
     build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))
-    if build.spec.init and build.own("pid"):
+    if build.spec.init and build.has_new("pid"):
         build.flags |= PlanFlag.INIT
         build.add(Simple(Opcode.INIT, "init", "PID 1 is nsbox-init; its child goes on", "init"))
         build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
@@ -303,13 +345,18 @@ def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
     )
 
 
-def _set_up(build: Build, joined: Slot | None) -> None:
+def _set_up(build: Build) -> None:
     """Everything up to the process: cgroup, namespaces, mounts, names."""
     _add_cgroup(build)
-    _add_joins(build, joined)
+    _add_joins(build)
+    if build.template and build.in_userns:
+        # A joiner enters it, while it has the right to, and clones: the copy is the sandbox's.
+        build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
     _add_clone(build)
     _enter_cgroup(build)
-    if build.template:
+    _add_late_joins(build)
+    _add_time(build)
+    if build.template and not build.in_userns:
         slot = build.pass_slot("mntns", "template")
         build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
     parts = mounts.MountParts(build) if build.has_new("mnt") else None
@@ -344,8 +391,11 @@ def compile_spec(
     """
     build = _start(spec, host, join, join_map)
     build.template = template and mounts.fits_template(build)
-    joined = build.pass_slot("pidfd", "join") if join else None
-    _set_up(build, joined)
+    _pass_joined(build)
+    if build.has_new("time") and not host.exec_enters_time:
+        raise Unavailable("time namespace", "needs Linux 6.3, where execve(2) enters it",
+                          alternatives=('Namespace.create("time").run()',))  # fmt: skip
+    _set_up(build)
     memory = build.spec.limits.memory
     binds = any(mount.kind == "bind" for mount in build.spec.mounts)
     if binds or (isinstance(memory, int) and memory < _TIGHT_MEMORY):
@@ -354,6 +404,41 @@ def compile_spec(
     env = _environment(build)
     _add_exec(build, env)
     return _finish(build, env, build.spec.args)
+
+
+def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) -> Plan:
+    """The plan of one more process of a sandbox: in all that is the sandbox's, making nothing.
+
+    Args:
+        base: the sandbox's own spec.
+        spec: of the process; profile, capabilities and rlimits are the sandbox's.
+        inside: the plan of the sandbox.
+        id_map: of its user namespace, see ``Build.id_map``.
+    """
+    build = Build(spec, host, inside.kinds, id_map=id_map)
+    creds.decide_ids(build)
+    creds.check_same_id(build, base)
+    build.passed += [slot for slot in inside.passed if slot.kind == "cgroup"]
+    if build.passed:
+        build.enforcement.update(inside.enforcement)
+    _pass_joined(build)
+    build.flags |= PlanFlag.FORK  # into a memory cgroup that may be full
+    _add_joins(build)
+    _add_clone(build)
+    _enter_cgroup(build)
+    _add_late_joins(build)
+    if build.own("mnt") and spec.root.kind == "inherit":
+        # The caller's root may be below that of its namespace, which is where setns(2) leads.
+        build.add(
+            RootTree(build.pass_slot("root", "of the sandbox"), "root", as_is=True),
+            Simple(Opcode.CHROOT, "chroot", "", "root"),
+        )
+    if "user" in build.join:
+        creds.become_setup_ids(build)
+    _add_process(build)
+    env = _environment(build)
+    _add_exec(build, env)
+    return _finish(build, env, spec.args)
 
 
 def _finish_pause(build: Build, detail: str, source: str) -> Plan:
@@ -375,16 +460,21 @@ def wants_template(spec: Spec, host: Host) -> bool:
 
 def compile_template(spec: Spec, host: Host) -> Plan:
     """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
-    build = _start(spec, host)
-    build.new = ("mnt",)
+    build = _start(replace(spec, pass_fds=()), host)
+    inside = build.in_userns
+    build.new = ("mnt", "pid") if inside else ("mnt",)
     build.flags |= PlanFlag.FORK
-    build.add(Clone3(Clone.NEWNS, False, "root"))
+    build.add(Clone3(Clone.NEWNS | (Clone.NEWPID if inside else Clone(0)), False, "root"))
     parts = mounts.MountParts(build)
     assert parts.root is not None
     mounts.add_root(build, parts.root)
     if build.spec.root.kind == "host":
         for path in ("/proc", mounts.TMP):
             build.add(MakeDirs(path, 0o755, "root"))
+    if inside:
+        # A user namespace may mount procfs only where one is in full sight: here that of a pid
+        # namespace that ends with the holder, and so shows nothing.
+        mounts.add_empty_proc(build)
     mounts.add_pivot(build)
     return _finish_pause(build, "until its namespace is held", "root")
 
@@ -392,15 +482,17 @@ def compile_template(spec: Spec, host: Host) -> Plan:
 def compile_pause(spec: Spec, host: Host) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
-    It is PID 1 of a pid namespace of its own and sees an empty root, so that it pins none of
-    the host's file systems.
+    It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
+    /dev/shm, so that it pins none of the host's file systems.
     """
     build = _start(spec, host)
     _add_clone(build)
     build.add(mounts_private("pod"))
     creds.become_setup_ids(build)
-    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "2"))
+    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "4"))
     build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))
+    shm_bytes = 64 * mounts.MIB  # what Kubernetes' runtimes give a pod
+    build.add(mounts.new_shared_memory(mounts.SHM, "pod", size=shm_bytes, make=True))
     _add_proc_writes(build)
     _add_names(build)
     build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))
@@ -408,10 +500,16 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     return _finish_pause(build, "holds what the pod shares", "pod")
 
 
-def compile_holder(spec: Spec, host: Host) -> Plan:
-    """The plan of a process that only is: a member of the new namespaces of *spec*."""
-    build = _start(spec, host)
+def compile_holder(spec: Spec, host: Host, maps: IdMap | None = None) -> Plan:
+    """The plan of a process that only is: a member of the new namespaces of *spec*.
+
+    Args:
+        maps: of its user namespace, if the caller says them.
+    """
+    build = _start(spec, host, (), maps.kind if maps else "")
+    build.maps = maps
     _add_clone(build)
+    _add_time(build)
     if build.has_new("mnt"):
         build.add(mounts_private("namespaces"))
     creds.become_setup_ids(build)

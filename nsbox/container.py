@@ -13,7 +13,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, watch
+from nsbox import enter, interrupts, nslist, probe, watch
+from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nsbox.plan import Plan
+    from nsbox.popen import Popen
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
 
@@ -34,7 +36,24 @@ _SIGTERM, _SIGKILL = 15, 9
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
     "created": {"start": "running", "close": "stopped"},
-    "running": {"stop": "stopped", "kill": "running", "wait": "stopped", "close": "stopped"},
+    "running": {
+        "stop": "stopped",
+        "kill": "running",
+        "exec": "running",
+        "popen": "running",
+        "wait": "stopped",
+        "close": "stopped",
+        "update": "running",
+        "pause": "paused",
+    },
+    "paused": {
+        "stop": "stopped",
+        "kill": "paused",
+        "wait": "stopped",
+        "close": "stopped",
+        "update": "paused",
+        "resume": "running",
+    },
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
 
@@ -57,7 +76,7 @@ class Log:
             return self._data.decode("utf-8", "replace")
 
 
-class Container:
+class Container(Control):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
@@ -93,7 +112,10 @@ class Container:
         self._status = "created"
         self._process: Process | None = None
         self._ended: Ended | None = None
+        self._updated: dict[str, str] = {}
         self._verdict = Verdict()
+        self._members = 0
+        self._box = ""  # its name beyond its pod
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
@@ -102,9 +124,13 @@ class Container:
     # ------------------------------------------------------------ lifecycle
 
     def _allow(self, verb: str) -> None:
-        if verb not in TRANSITIONS[self._status]:
-            raise StateError(f"container {self.name!r} is {self._status}: cannot {verb}",
-                             status=self._status)  # fmt: skip
+        status = self._shown()
+        if verb not in TRANSITIONS[status]:
+            raise StateError(f"container {self.name!r} is {status}: cannot {verb}",
+                             status=status)  # fmt: skip
+
+    def _shown(self) -> str:
+        return "paused" if self._paused and self._status == "running" else self._status
 
     def start(self) -> Container:
         """Set up the sandbox and execute the command.
@@ -127,6 +153,8 @@ class Container:
                 stdio.close()
                 raise
             self._status = "running"
+            self._members = self._known_by_mounts()
+            nslist.boxes[self._process.pid] = self._box or self.name
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -139,6 +167,18 @@ class Container:
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
         return self
+
+    def _known_by_mounts(self) -> int:
+        """The mount namespace by which its processes are found, when its end ends neither a
+        pid namespace nor a cgroup. 0: no need, or it has ended already."""
+        process = self._process
+        assert process is not None
+        if process.cgroup is not None or "pid" not in process.plan.joined:
+            return 0
+        try:
+            return os.stat(f"/proc/{process.pid}/ns/mnt").st_ino
+        except OSError:
+            return 0
 
     def _time_out(self) -> None:
         with self._lock:
@@ -171,6 +211,9 @@ class Container:
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()
+        nslist.boxes.pop(self._process.pid, None)
+        if self._members:
+            nslist.kill_members("mnt", self._members)
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()
@@ -204,6 +247,7 @@ class Container:
         if self._status == "running" and process is not None:
             if grace > 0 and self._heeds(_SIGTERM):
                 process.send_signal(_SIGTERM)
+                self._thaw()
                 self._await_end(grace)
             if self._status == "running":
                 process.kill()
@@ -231,6 +275,41 @@ class Container:
         except OSError:
             pass
         return False
+
+    def exec(self, args: Any, **keywords: Any) -> Completed:
+        """Run one more command in it and wait for its end: ``docker exec``.
+
+        It is a member of all of the container's namespaces and of its cgroup, with its root,
+        its environment and its restrictions. Its end is not the container's; the container's
+        end is also its own.
+
+        Args:
+            args: the program and its arguments, a list.
+            user, cwd: instead of the container's; *env* comes on top of the container's.
+            stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
+                After *timeout* its process group is killed; what left that goes on.
+
+        Raises:
+            StateError: it is not running, or ended meanwhile.
+            SpecError, SetupError, TimeoutExpired, CommandError: as for ``run``.
+        """
+        return enter.execute(*self._entered("exec"), args, **keywords)
+
+    def popen(self, args: Any, **keywords: Any) -> Popen:
+        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, the streams, *text*."""
+        return enter.popen(*self._entered("popen"), args, keywords)
+
+    def _entered(self, verb: str) -> tuple[Process, Spec, str]:
+        """What is entered: its process, its spec, and how its user namespace maps ids."""
+        if self._process is not None:
+            self._process.check_mine()
+        self.status()
+        with self._lock:
+            self._allow(verb)
+            process = self._process
+            assert process is not None
+            step = process.plan.id_map
+            return process, self.spec, step.kind if step else self._join[2]
 
     def kill(self) -> None:
         """SIGKILL to every process in it; ``wait()`` for the end."""
@@ -263,10 +342,10 @@ class Container:
     # ------------------------------------------------------------ what it is
 
     def status(self) -> str:
-        """``"created"``, ``"running"`` or ``"stopped"``."""
+        """``"created"``, ``"running"``, ``"paused"`` or ``"stopped"``."""
         if self._status == "running":
             self._news()
-        return self._status
+        return self._shown()
 
     @property
     def pid(self) -> int | None:
@@ -324,10 +403,10 @@ class Container:
             reason=reason,
             usage=usage_of(process, ended),
             limits_hit=hit,
-            enforcement=dict(process.plan.enforcement),
+            enforcement={**dict(process.plan.enforcement), **self._updated},
             applied=dict(process.plan.applied),
         )
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""
-        return f"<nsbox.Container {self.name!r} {self._status}{where}>"
+        return f"<nsbox.Container {self.name!r} {self._shown()}{where}>"

@@ -53,6 +53,8 @@ def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tup
     oom = process.stats is not None and process.stats.oom_kills > 0
     if oom:
         hit.append("memory")
+    if process.stats is not None and process.stats.forks_refused:
+        hit.append("pids")
     if verdict.reason is not None:
         return verdict.reason, tuple(hit)
     if oom and ended.returncode == -_SIGKILL:
@@ -72,6 +74,8 @@ def usage_of(process: Process, ended: Ended) -> Usage:
         cpu_system=ended.cpu_system,
         memory_peak=peak,
         pids_peak=stats.pids_peak if stats is not None else None,
+        io_read=ended.io_read if stats is None or stats.io_read is None else stats.io_read,
+        io_write=ended.io_write if stats is None or stats.io_write is None else stats.io_write,
         throttled=stats.throttled if stats is not None else None,
     )
 

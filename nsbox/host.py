@@ -7,7 +7,7 @@ import functools
 from dataclasses import dataclass, fields
 
 #: Controllers that limits are enforced with, in the names of cgroup v2.
-CONTROLLERS = ("memory", "pids", "cpu")
+CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,13 @@ class Host:
         hard_rlimits: (name, hard limit) of the caller, which only CAP_SYS_RESOURCE may exceed.
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
+        cgroup2: a directory of cgroup v2 can be made; beside v1 it is one without controllers.
+        attaches_bpf: it may attach a BPF program to a cgroup.
+        helpers: newuidmap and newgidmap are installed.
+        exec_enters_time: a time namespace that was unshared is entered by execve (Linux 6.3).
         spare_net: the launcher may make network namespaces ahead.
+        net_sysctls: it can write those of a network namespace, below /proc/sys/net.
+        templates: roots may be built once and entered, see templates.py.
     """
 
     euid: int = 0
@@ -39,7 +45,13 @@ class Host:
     hard_rlimits: tuple[tuple[str, int], ...] = ()
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
+    cgroup2: bool = True
+    attaches_bpf: bool = True
+    helpers: bool = False
+    exec_enters_time: bool = True
     spare_net: bool = True
+    net_sysctls: bool = True
+    templates: bool = True
 
     @functools.cached_property
     def _hash(self) -> int:

@@ -1,152 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One namespace at a time: what processes are in, what unshare(1) and lsns(8) show.
+"""One namespace at a time: made, held, pinned and entered, as unshare(1) and nsenter(1) do.
 
-Kernel: namespaces(7); ids are the inode numbers of /proc/PID/ns, as lsns has them.
+Kernel: namespaces(7), ioctl_ns(2); ids are the inode numbers of /proc/PID/ns, as lsns has them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import select
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe
+from nsbox import interrupts, nslist, pins, probe
 from nsbox.compile import compile_holder
-from nsbox.converse import finish
-from nsbox.errors import SpecError, StateError
-from nsbox.names import NAMESPACES
+from nsbox.converse import as_bytes, finish
+from nsbox.errors import SpecError, StateError, Unavailable
+from nsbox.idmap import check_maps
+from nsbox.names import NAMESPACES, NsGet
+from nsbox.nslist import NamespaceInfo as NamespaceInfo
+from nsbox.nslist import NamespaceNode as NamespaceNode
+from nsbox.nslist import namespaces as namespaces
+from nsbox.nslist import tree as tree
+from nsbox.popen import Popen
 from nsbox.process import Process, dev_null, spawn
 from nsbox.sandbox import launch
-from nsbox.spec import Rootfs, make_spec
+from nsbox.spec import Rootfs, Spec, make_spec
 from nsbox.steps import Slot
 from nsbox.streams import PIPE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from nsbox.plan import Plan
     from nsbox.result import Completed
+    from nsbox.streams import Stdio
 
-
-@dataclass(frozen=True)
-class NamespaceInfo:
-    """What lsns(8) shows of one namespace.
-
-    Attributes:
-        kind: ``"mnt"``, ``"net"`` and so on.
-        id: the inode number that names it.
-        pid: its process with the lowest number.
-        processes: how many are in it, of those that the caller may look at.
-        uid: of that process.
-        command: of that process.
-    """
-
-    kind: str
-    id: int
-    pid: int
-    processes: int
-    uid: int
-    command: str
-
-
-def namespace_id(pid: int | str, kind: str) -> int:
-    """The id of one namespace of a process; raises OSError when it may not be read."""
-    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
-
-
-def _command(pid: int) -> str:
-    try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-        text = raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
-        return text or f"[{Path(f'/proc/{pid}/comm').read_text().strip()}]"
-    except OSError:
-        return ""
-
-
-def _pids() -> list[int]:
-    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
-
-
-def namespaces(pid: int | None = None) -> list[NamespaceInfo]:
-    """Every namespace that a process is in, of one process or of all that the caller may see.
-
-    The same ids as ``lsns`` and ``lsns -p PID``; sorted by id.
-
-    Raises:
-        ProcessLookupError: there is no process *pid*.
-        PermissionError: the caller may not look at it (ptrace(2) access).
-    """
-    wanted = None
-    if pid is not None:
-        if not os.path.exists(f"/proc/{pid}"):
-            raise ProcessLookupError(errno.ESRCH, "no such process", str(pid))
-        wanted = {(kind, namespace_id(pid, kind)) for kind in NAMESPACES}
-    members: dict[tuple[str, int], list[int]] = {}
-    for other in _pids():
-        for kind in NAMESPACES:
-            try:
-                key = (kind, namespace_id(other, kind))
-            except OSError:
-                continue
-            if wanted is None or key in wanted:
-                members.setdefault(key, []).append(other)
-    result = []
-    for (kind, inode), pids in members.items():
-        try:
-            uid = os.stat(f"/proc/{pids[0]}").st_uid
-        except OSError:
-            continue
-        result.append(NamespaceInfo(kind, inode, pids[0], len(pids), uid, _command(pids[0])))
-    return sorted(result, key=lambda info: info.id)
+    Map = Sequence[tuple[int, int, int]]
 
 
 class Namespace:
     """One namespace, held by a descriptor; equal and hashable by its id.
 
-    ``create`` makes one and a process that holds it, ``of`` and ``open`` take one that is
-    there. A context manager; ``close()`` is idempotent, and ends what still runs in one that
-    was created.
+    ``create`` makes one and a process that holds it, ``of``, ``current`` and ``open`` take one
+    that is there. A context manager; ``close()`` is idempotent, undoes its pins, and ends what
+    still runs in one that was created.
+
+    Attributes:
+        kind: ``"mnt"``, ``"pid"``, ``"ipc"``, ``"net"``, ``"uts"``, ``"user"``, ``"cgroup"`` or
+            ``"time"``.
+        id: the inode number that names it.
     """
 
-    def __init__(self, kind: str, fd: int, holder: Process | None = None, id_map: str = "") -> None:
+    def __init__(self, kind: str, fd: int, holder: Process | None = None, id_map: str = "",
+                 user: int | None = None) -> None:  # fmt: skip
+        status = os.fstat(fd)
         self.kind = kind
-        self.id = os.fstat(fd).st_ino
+        self.id = status.st_ino
+        self._device = status.st_dev
         self._fd = fd
         self._holder = holder
         self._id_map = id_map
+        self._user = user
+        self._pins: list[pins.Pin] = []
 
     @classmethod
-    def create(cls, kind: str) -> Namespace:
+    def create(
+        cls,
+        kind: str,
+        *,
+        pin: str | os.PathLike[str] | None = None,
+        offsets: Mapping[str, float] | None = None,
+        uid_map: Map | None = None,
+        gid_map: Map | None = None,
+    ) -> Namespace:
         """Make a new one; an ordinary user gets it inside a new user namespace.
 
         In a network namespace the loopback is up.
 
+        Args:
+            pin: where to ``pin`` it.
+            offsets: of a time namespace: seconds that its ``"monotonic"`` and ``"boottime"``
+                clocks are ahead. time_namespaces(7), Linux 5.6.
+            uid_map, gid_map: of a user namespace: lines ``(inside, outside, count)`` as in
+                /proc/PID/uid_map. An ordinary user can map the own id to one inside; for more
+                there must be newuidmap, and a range in /etc/subuid and /etc/subgid.
+
         Raises:
-            SpecError: no such kind.
+            SpecError: no such kind, or an argument is wrong for it.
+            FileExistsError: something is at *pin* already.
             SetupError, Unavailable: the host does not let it be made.
         """
         _check_kind(kind)
+        if offsets is not None and kind != "time":
+            raise SpecError("offsets", "are of a time namespace")
+        if (uid_map is not None or gid_map is not None) and kind != "user":
+            raise SpecError("uid_map", "is of a user namespace")
         host = probe.host()
         kinds = [kind] if host.privileged or kind == "user" else ["user", kind]
-        spec = make_spec(["pause"], root=Rootfs.inherit(), namespaces=kinds, profile="none")
-        plan = compile_holder(spec, host)
+        maps = check_maps(uid_map, gid_map, host)
+        spec = make_spec(["pause"], root=Rootfs.inherit(), namespaces=kinds, profile="none",
+                         time_offsets=offsets)  # fmt: skip
+        plan = compile_holder(spec, host, maps)
         with interrupts.Held():
-            return cls._hold(kind, plan)
+            made = cls._hold(kind, plan)
+            try:
+                if pin is not None:
+                    made.pin(pin)
+            except BaseException:
+                made.close()
+                raise
+        return made
 
     @classmethod
     def _hold(cls, kind: str, plan: Plan) -> Namespace:
         null = dev_null()
         holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
+        # What a process has unshared is there for its children before it is its own.
+        name = "time_for_children" if kind == "time" else kind
         try:
-            fd = os.open(f"/proc/{holder.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/{holder.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             holder.close()
             raise
         step = plan.id_map
-        many = step is not None and step.uids[0][2] > 1
-        id_map = "" if step is None else "slot" if many else "single"
-        return cls(kind, fd, holder, id_map)
+        if step is None:
+            return cls(kind, fd, holder)
+        return cls(kind, fd, holder, step.kind, step.first_user)
 
     @classmethod
     def current(cls, kind: str) -> Namespace:
@@ -161,22 +143,67 @@ class Namespace:
         return cls.open(f"/proc/{int(pid)}/ns/{kind}", kind)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], kind: str = "net") -> Namespace:
-        """The one that a file stands for: below /proc/PID/ns, or pinned (``ip netns``)."""
-        _check_kind(kind)
-        return cls(kind, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    def open(cls, what: str | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
+        """The one that a file or a descriptor stands for.
+
+        Args:
+            what: a path below /proc/PID/ns, or a pin; a name without a slash is one of
+                ``ip netns``. Or a descriptor, which stays the caller's: of a namespace, or a
+                pidfd.
+            kind: what it must be; with a pidfd, which of the process's.
+
+        Raises:
+            SpecError: it is no namespace, or of another kind.
+            OSError: there is no such file, or it may not be opened.
+        """
+        if kind is not None:
+            _check_kind(kind)
+        if isinstance(what, int):
+            fd = _of_descriptor(what, kind)
+        else:
+            path = os.fspath(what)
+            path = path if "/" in path else f"{pins.NETNS_DIR}/{path}"
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return cls(_checked_kind(fd, kind, what), fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def owner(self) -> Namespace | None:
+        """The user namespace that owns it, or, of a user namespace, contains it.
+
+        None where that is beyond the caller's view: above the caller's own. NS_GET_USERNS.
+        """
+        return self._related(NsGet.USERNS)
+
+    @property
+    def parent(self) -> Namespace | None:
+        """The one above it, of a user or pid namespace; else None. NS_GET_PARENT."""
+        return self._related(NsGet.PARENT)
+
+    def _related(self, what: NsGet) -> Namespace | None:
+        fd = nslist.related(self.fileno(), what)
+        return None if fd is None else Namespace(nslist.kind_of(fd), fd)
+
+    @property
+    def owner_uid(self) -> int:
+        """Of a user namespace: the uid of who made it. NS_GET_OWNER_UID.
+
+        Raises:
+            StateError: it is of another kind, or closed.
+        """
+        if self.kind != "user":
+            raise StateError(f"{self!r} has no owner of its own, see .owner", status=self.kind)
+        return nslist.owner_uid(self.fileno())
 
     @property
     def processes(self) -> list[int]:
         """Those in it that the caller may look at."""
-        found = []
-        for pid in _pids():
-            try:
-                if namespace_id(pid, self.kind) == self.id:
-                    found.append(pid)
-            except OSError:
-                continue
-        return found
+        return [pid for pid in nslist.pids() if nslist.is_member(pid, self.kind, self.id)]
 
     def fileno(self) -> int:
         """Its descriptor, for setns(2). Raises StateError after ``close()``."""
@@ -184,32 +211,92 @@ class Namespace:
             raise StateError(f"{self!r} is closed", status="closed")
         return self._fd
 
-    def run(self, args: Any, *, capture_output: bool = False, text: bool = False,
-            check: bool = False, timeout: float | None = None) -> Completed:  # fmt: skip
+    # ------------------------------------------------------------ pins
+
+    def pin(self, where: str | os.PathLike[str]) -> str:
+        """Mount it on a file that is made for it; returns the file's path.
+
+        A name without a slash is for ``ip netns``: /run/netns/NAME, and what ``ip netns add``
+        made is opened by ``open(NAME)``. A pin holds the namespace beyond its last process, in
+        the mount namespace of the caller, until ``unpin()`` or ``close()``; that of a program
+        that was killed goes with the next ``gc()``.
+
+        Raises:
+            FileExistsError: something is there already.
+            Unavailable: the caller may not mount (CAP_SYS_ADMIN).
+            SpecError: a name for another kind than net.
+            OSError: the kernel refused. A mnt namespace can only be pinned in an older one, on a
+                mount that does not propagate into it (EINVAL); Linux 6.18 numbers them for each
+                CPU, and so at times takes a newer one for an older.
+        """
+        try:
+            made = pins.make(self.fileno(), self.kind, where)
+        except ValueError as e:
+            raise SpecError("pin", str(e)) from e
+        except PermissionError as e:
+            raise Unavailable("pin", f"{pins.place(where, self.kind)}: {e.strerror}: the caller "
+                              "may not mount there", err=e.errno or 0) from e  # fmt: skip
+        self._pins.append(made)
+        return made.path
+
+    def unpin(self) -> None:
+        """Undo its pins, those that this object made; idempotent."""
+        while self._pins:
+            pins.undo(self._pins[-1])
+            self._pins.pop()
+
+    # ------------------------------------------------------------ entering
+
+    def run(
+        self,
+        args: Any,
+        *,
+        input: Any = None,
+        capture_output: bool = False,
+        text: bool = False,
+        check: bool = False,
+        timeout: float | None = None,
+    ) -> Completed:
         """Run a command of the host's as a member of it, with nothing else new: nsenter(1).
 
         Raises:
             SetupError: the caller may not enter it.
+            TimeoutExpired, CommandError: as for ``nsbox.run``.
         """
-        joined = self._holder.pidfd if self._holder is not None else self.fileno()
-        kinds = ("user", self.kind) if self._id_map and self.kind != "user" else (self.kind,)
-        user = None if not self._id_map else 0
-        spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
-                         user=user)  # fmt: skip
+        spec, start = self._entrance(args)
         pipe = PIPE if capture_output else None
         return finish(
             spec,
-            (None, pipe, pipe),
-            lambda stdio: launch(
-                spec, stdio, join=kinds, joined_pidfd=joined, join_map=self._id_map
-            ),
+            (None if input is None else PIPE, pipe, pipe),
+            start,
+            data=as_bytes(input),
             text=text,
             check=check,
             timeout=timeout,
         )
 
+    def popen(self, args: Any, **keywords: Any) -> Popen:
+        """As ``run``, but goes on: a ``Popen``, with *stdin*, *stdout*, *stderr* and *text*."""
+        return Popen._of(*self._entrance(args), **keywords)
+
+    def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
+        fd = self.fileno()
+        joined = self._holder.pidfd if self._holder is not None else fd
+        kinds = ("user", self.kind) if self._id_map and self.kind != "user" else (self.kind,)
+        spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
+                         user=self._user)  # fmt: skip
+
+        def start(stdio: Stdio) -> Process:
+            return launch(spec, stdio, join=kinds, joined_pidfd=joined, joined_time=fd,
+                          join_map=self._id_map)  # fmt: skip
+
+        return spec, start
+
+    # ------------------------------------------------------------ end
+
     def close(self) -> None:
         """Let go of it; the kernel frees it when nothing else holds it."""
+        self.unpin()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -225,25 +312,58 @@ class Namespace:
 
     def __del__(self) -> None:
         if getattr(self, "_fd", -1) >= 0:
-            if self._holder is not None:
+            mine = self._holder is None or self._holder.mine()
+            if (self._holder is not None or self._pins) and mine:
                 warnings.warn(
                     f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self
                 )
+            if not mine:
+                self._pins.clear()
             self.close()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Namespace):
             return NotImplemented
-        return (self.kind, self.id) == (other.kind, other.id)
+        return (self._device, self.id) == (other._device, other.id)
 
     def __hash__(self) -> int:
-        return hash((self.kind, self.id))
+        return hash((self._device, self.id))
 
     def __repr__(self) -> str:
         return f"<nsbox.Namespace {self.kind}:[{self.id}]{' closed' if self._fd < 0 else ''}>"
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in NAMESPACES or kind == "time":
-        known = ", ".join(name for name in NAMESPACES if name != "time")
-        raise SpecError("kind", f"{kind!r} is none of {known}")
+    if kind not in NAMESPACES:
+        raise SpecError("kind", f"{kind!r} is none of {', '.join(NAMESPACES)}")
+
+
+def _checked_kind(fd: int, kind: str | None, what: object) -> str:
+    try:
+        found = nslist.kind_of(fd)
+    except OSError as e:
+        raise SpecError("path", f"{what!r} is no namespace") from e
+    if kind not in (None, found):
+        raise SpecError("kind", f"{what!r} is a {found} namespace, not {kind}")
+    return found
+
+
+def _of_descriptor(what: int, kind: str | None) -> int:
+    """A descriptor of our own: of the same namespace, or of that of a pidfd's process."""
+    try:
+        match = re.search(r"^Pid:\s*(-?\d+)", Path(f"/proc/self/fdinfo/{what}").read_text(), re.M)
+    except FileNotFoundError as e:
+        raise OSError(errno.EBADF, f"descriptor {what} is not open") from e
+    if match is None:
+        return os.dup(what)
+    if kind is None:
+        raise SpecError("kind", "a process has eight namespaces: say which")
+    if int(match[1]) <= 0:
+        raise ProcessLookupError(errno.ESRCH, "the process has ended")
+    fd = os.open(f"/proc/{match[1]}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    poll = select.poll()
+    poll.register(what, select.POLLIN)
+    if poll.poll(0):  # ended: the number may be another's
+        os.close(fd)
+        raise ProcessLookupError(errno.ESRCH, "the process has ended")
+    return fd

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import resource
 import shutil
 import stat
 from pathlib import Path
 
-from nsbox import cgroup
+from nsbox import hierarchy
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")
+_ATTACH_BPF = 1 << CAPABILITIES.index("BPF") | 1 << CAPABILITIES.index("NET_ADMIN")
 
 #: What a program of the host's needs to run; all of it is readable by everybody there.
 _SYSTEM = (
@@ -107,6 +109,10 @@ def _devices() -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+
 def _hard_rlimits() -> tuple[tuple[str, int], ...]:
     result = []
     for name, number in RLIMITS.items():
@@ -131,7 +137,7 @@ def _host(identity: tuple[object, ...]) -> Host:
     euid, egid = os.geteuid(), os.getegid()
     capabilities = int(_status("CapEff"), 16)
     initial = _in_initial_userns()
-    where = cgroup.find_parents()
+    where = hierarchy.find_parents()
     return Host(
         euid=euid,
         egid=egid,
@@ -139,12 +145,18 @@ def _host(identity: tuple[object, ...]) -> Host:
         privileged=bool(capabilities >> _SYS_ADMIN & 1),
         maps_ids=initial and bool(capabilities >> _SETUID & 1),
         subids=initial and euid != 0 and _has_subids(euid),
+        helpers=bool(helper("newuidmap") and helper("newgidmap")),
+        exec_enters_time=_kernel() >= (6, 3),
         system=_system(),
         devices=_devices(),
         hard_rlimits=_hard_rlimits(),
         controllers=where.controllers,
         cgroup_version=where.version,
+        cgroup2=bool(where.of("unified")),
+        attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
+        net_sysctls=os.access("/proc/sys/net/ipv4/ping_group_range", os.W_OK),
+        templates=os.environ.get("NSBOX_TEMPLATES") != "0",
     )
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from nsbox import cgroup
+from nsbox import cgroupfs
 from nsbox.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -128,7 +128,9 @@ class Entry:
 
 
 def gc() -> list[str]:
-    """Remove what owners left that died together with their launcher; returns what was removed.
+    """Remove what owners left that died: together with their launcher, and pins in any case.
+
+    Returns what was removed.
 
     Safe at any time: things of live owners are never touched. Run at first use as well.
     """
@@ -150,6 +152,10 @@ def gc() -> list[str]:
                 raise
         finally:
             os.close(fd)
+    if any(name.startswith("pin-") for name in os.listdir(directory())):
+        from nsbox import pins
+
+        removed += pins.gc()
     return removed
 
 
@@ -162,7 +168,7 @@ def _sweep(places: str, prefix: str) -> list[str]:
             continue
         for name in names:
             if name.startswith(prefix):
-                cgroup.remove_tree(f"{place}/{name}", time.monotonic() + 2)
+                cgroupfs.remove_tree(f"{place}/{name}", time.monotonic() + 2)
                 removed.append(f"{place}/{name}")
     return removed
 

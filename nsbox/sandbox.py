@@ -134,6 +134,7 @@ def launch(
     *,
     join: tuple[str, ...] = (),
     joined_pidfd: int = -1,
+    joined_time: int = -1,
     join_map: str = "",
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
@@ -155,6 +156,8 @@ def launch(
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
+            elif slot.kind == "nsfd":
+                descriptors[slot] = joined_time
         return spawn(plan, descriptors, parent=parent, inject=inject)
     except FileNotFoundError as e:
         if isinstance(e, SetupError):

@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nsbox import units
@@ -77,6 +77,36 @@ def container_path(value: Path, where: str) -> str:
     return "/" + "/".join(parts)
 
 
+_IO = {"rbps": 4096, "wbps": 4096, "riops": 1, "wiops": 1}  # key -> the least that is useful
+_DEVICE = re.compile(r"[1-9][0-9]{0,3}:[0-9]{1,7}", re.ASCII)
+
+
+def _io(value: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
+    """``Limits.io`` as pairs of device and pairs, which it may be already."""
+    try:
+        wanted = dict(value)
+        several = {device: dict(limits) for device, limits in wanted.items()}
+    except (TypeError, ValueError):
+        raise SpecError("io", 'must be a mapping such as {"/data": {"wbps": "1MiB"}}') from None
+    result = []
+    for device, limits in several.items():
+        name = text(device, "io")
+        where = f"io[{name!r}]"
+        if not _DEVICE.fullmatch(name):
+            name = host_path(name, where)
+            if any(c.isspace() for c in name):
+                raise SpecError(where, "contains white space: name the disk by MAJOR:MINOR")
+        if not limits or not set(limits) <= set(_IO):
+            raise SpecError(where, f"takes {', '.join(_IO)}")
+        pairs = []
+        for key, least in _IO.items():
+            if key in limits:
+                check = units.size_bytes if key.endswith("bps") else units.count
+                pairs.append((key, check(limits[key], f"{where}[{key!r}]", least=least)))
+        result.append((name, tuple(pairs)))
+    return tuple(result)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a sandbox may use. Sizes: int bytes or ``"256MiB"``.
@@ -85,9 +115,19 @@ class Limits:
 
     Attributes:
         memory: RAM with page cache, tmpfs and kernel memory (memory.max).
+        memory_high: beyond this it is slowed down and reclaimed from (memory.high; not on v1).
         swap: swap on top of *memory*, 0 when memory is limited (memory.swap.max).
         cpu: cores, as ``0.5`` or ``"500m"`` (cpu.max, of 100 ms).
+        cpu_weight: share of busy cores against its neighbours, 1 to 10000; 100 is everybody's
+            (cpu.weight; cpu.shares on v1).
+        cpuset: the CPUs that it may run on, as ``"0-2,5"`` (cpuset.cpus).
         pids: processes and threads (pids.max).
+        io: for each disk, what it may read and write in a second: ``{"/data": {"rbps": "10MiB",
+            "wbps": "1MiB", "riops": 100, "wiops": 50}}``. A disk is ``"MAJOR:MINOR"``, its
+            device file, or anything on a file system that is on it (io.max;
+            blkio.throttle.* on v1).
+        net_priority: of its packets, for queueing disciplines (``SO_PRIORITY``, socket(7)),
+            whatever it asks for itself; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
         disk: bytes of the writable tmpfs at /tmp.
@@ -104,7 +144,7 @@ class Limits:
     cpu_weight: int | None = None
     cpuset: str | None = None
     pids: int | None = None
-    io: Any = field(default=None, hash=False)
+    io: Any = None
     wall: float | None = None
     cpu_time: float | None = None
     output: units.Size | None = None
@@ -124,8 +164,13 @@ class Limits:
             raise SpecError("swap", "needs memory=, which it comes on top of")
         if self.cpu is not None:
             put(self, "cpu", units.cores(self.cpu, "cpu"))
+        if self.cpuset is not None:
+            put(self, "cpuset", units.cpus(self.cpuset, "cpuset"))
+        if self.io is not None:
+            put(self, "io", _io(self.io))
         for name, floor, most in (("pids", 1, 1 << 22), ("inodes", 16, 1 << 40),
-                                  ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000)):  # fmt: skip
+                                  ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000),
+                                  ("net_priority", 0, (1 << 32) - 1)):  # fmt: skip
             if (number := getattr(self, name)) is not None:
                 units.count(number, name, least=floor, most=most)
         for name in ("wall", "cpu_time"):
@@ -262,6 +307,7 @@ class Spec:
     rlimits: tuple[tuple[str, int, int], ...] = ()
     pass_fds: tuple[int, ...] = ()
     best_effort: bool = False
+    time_offsets: tuple[tuple[str, int], ...] = ()
 
     def __hash__(self) -> int:
         """Of every field, worked out once: specs are the keys of caches on the spawn path."""
@@ -312,9 +358,8 @@ def _namespaces(names: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     wanted = _several(names, "namespaces")
     for name in wanted:
-        if not isinstance(name, str) or name not in NAMESPACES or name == "time":
-            known = ", ".join(n for n in NAMESPACES if n != "time")
-            raise SpecError("namespaces", f"{name!r} is none of {known}")
+        if not isinstance(name, str) or name not in NAMESPACES:
+            raise SpecError("namespaces", f"{name!r} is none of {', '.join(NAMESPACES)}")
     return tuple(name for name in NAMESPACES if name in wanted)
 
 
@@ -402,6 +447,23 @@ def _root(root: Any) -> Rootfs:
     return root
 
 
+def _time_offsets(offsets: Mapping[str, float] | None) -> tuple[tuple[str, int], ...]:
+    """Clock -> nanoseconds that it is ahead, in the order of the kernel."""
+    if not isinstance(offsets, (Mapping, type(None))):
+        raise SpecError("time_offsets", "must be a mapping of clocks to seconds")
+    result = []
+    for clock, value in (offsets or {}).items():
+        where = f"time_offsets[{clock!r}]"
+        if clock not in ("monotonic", "boottime"):
+            raise SpecError(where, "the clocks are monotonic and boottime")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SpecError(where, f"{value!r} is not a number of seconds")
+        if not abs(value) < 1 << 32:  # nan is none of them
+            raise SpecError(where, f"{value!r} is more than 136 years")
+        result.append((clock, round(value * 10**9)))
+    return tuple(result)
+
+
 def make_spec(
     args: Any,
     *,
@@ -423,6 +485,7 @@ def make_spec(
     rlimits: Mapping[str, Any] | None = None,
     pass_fds: Sequence[int] = (),
     best_effort: bool = False,
+    time_offsets: Mapping[str, float] | None = None,
 ) -> Spec:
     """A checked ``Spec`` of ``run()``'s keywords.
 
@@ -462,4 +525,32 @@ def make_spec(
             units.count(fd, "pass_fds", most=1023) for fd in _several(pass_fds, "pass_fds")
         ),
         best_effort=bool(best_effort),
+        time_offsets=_time_offsets(time_offsets),
+    )
+
+
+def another_process(
+    base: Spec,
+    args: Any,
+    *,
+    user: int | str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Spec:
+    """One more process of a sandbox: *base* with another command, and what else is given.
+
+    *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups.
+    """
+    uid, gid = _user(user)
+    return replace(
+        base,
+        args=_args(args),
+        env=(*(base.env or ()), *(_env(env) or ())),
+        uid=base.uid if user is None else uid,
+        gid=base.gid if user is None else gid,
+        groups=base.groups if user is None else (),
+        cwd=base.cwd if cwd is None else container_path(cwd, "cwd"),
+        init=False,
+        pass_fds=(),
+        limits=Limits(nofile=base.limits.nofile),
     )

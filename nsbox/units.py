@@ -13,6 +13,7 @@ Cores = int | float | str
 
 _SIZE = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*(?:([KMGT])(iB|i|B)?|B)?", re.ASCII)
 _CORES = re.compile(r"\d{1,20}(?:\.\d{1,20})?m?", re.ASCII)
+_CPUS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
 _POWER = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _MAX = 1 << 62
 
@@ -69,6 +70,38 @@ def cores(value: Cores, field: str) -> float:
     if not 0.01 <= result <= 1_000_000:
         raise SpecError(field, f"{value!r} cores: the least is 0.01")
     return result
+
+
+def cpus(value: str | int, field: str) -> str:
+    """A list of CPUs as the kernel writes it: ``"0-2,5"`` of ``"2,0-1,5"``, ``"0"`` of ``0``."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise SpecError(field, f'{value!r} is not a list of CPUs; use "0-3,8"')
+    numbers: set[int] = set()
+    for part in str(value).split(","):
+        match = _CPUS.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if first > last:
+            raise SpecError(field, f'{value!r} is not a list of CPUs; use "0-3,8"')
+        numbers.update(range(first, last + 1))
+    return format_cpus(numbers)
+
+
+def cpu_numbers(text: str) -> set[int]:
+    """The CPUs of a list that the kernel wrote, which may be empty."""
+    return {cpu for part in text.split(",") if part
+            for first, _, last in [part.partition("-")]
+            for cpu in range(int(first), int(last or first) + 1)}  # fmt: skip
+
+
+def format_cpus(numbers: set[int]) -> str:
+    """``"0-2,5"`` of {0, 1, 2, 5}."""
+    parts: list[list[int]] = []
+    for cpu in sorted(numbers):
+        if parts and parts[-1][1] == cpu - 1:
+            parts[-1][1] = cpu
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
 
 
 def seconds(value: float, field: str, *, zero: bool = False) -> float:

@@ -38,6 +38,7 @@ for group in "$@"; do
         want uidmap has_command newuidmap
         want iproute2 has_command ip
         want procps has_command ps
+        want busybox-static has_package busybox-static # the root file systems of the tests
         ;;
     fuzz) # libFuzzer, with the sanitizers
         require clang has_command clang

@@ -8,6 +8,7 @@
  */
 #include "init.h"
 
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -71,11 +72,6 @@ static int keep(int fd)
 
 	sys_close(fd);
 	return high;
-}
-
-static int keep_if(long fd)
-{
-	return fd < 0 ? -1 : keep((int)fd);
 }
 
 /* Taken out of epoll by hand: a child may hold a copy, for which it would go on reporting. */
@@ -198,13 +194,10 @@ static int receive(void)
 
 static bool more_waiting(void)
 {
-	struct {
-		int fd;
-		short events, revents;
-	} control = { NSB_FD_CONTROL, EPOLLIN, 0 };
+	struct pollfd control = { .fd = NSB_FD_CONTROL, .events = POLLIN };
 	struct timespec now = { 0, 0 };
 
-	return nsb_sys5(__NR_ppoll, &control, 1, &now, 0, 0) > 0 && control.revents & EPOLLIN;
+	return nsb_sys5(__NR_ppoll, &control, 1, &now, 0, 0) > 0 && control.revents & POLLIN;
 }
 
 /* Descriptors ran out: a child that cannot be watched must not live. */
@@ -229,7 +222,7 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	struct nsb_record record = { .kind = NSB_SPAWNED, .pid = spawn->pid };
 	struct child *child = &children[i];
 	const char *call = "";
-	int err = 0;
+	int err = 0, mounts = -1;
 
 	child->pidfd = keep(spawn->pidfd);
 	child->channel = keep(channel);
@@ -249,8 +242,8 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	watch(child->pidfd, EPOLLIN, FROM_CHILD, i);
 	watch(child->channel, 0, FROM_CHANNEL, i);
 	if (spawn->share && in_use < MOST_HELD)
-		child->mounts =
-			keep_if(nsb_sys3(__NR_ioctl, child->pidfd, PIDFD_GET_MNT_NAMESPACE, 0));
+		mounts = (int)nsb_sys3(__NR_ioctl, child->pidfd, PIDFD_GET_MNT_NAMESPACE, 0);
+	child->mounts = mounts < 0 ? -1 : keep(mounts);
 	if (plan->flags & NSB_PLAN_INIT || err < 0)
 		drop(&child->go);
 	else if (!spawn->share)
@@ -272,6 +265,28 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 	return child->go < 0 ? child->go : 0;
 }
 
+/* false: the owner was told why there is none. */
+static bool take_net(struct nsb_spawn *spawn)
+{
+	const struct nsb_plan *plan = spawn->cx->plan;
+	bool must = plan->flags & NSB_PLAN_LAUNCHER_NET;
+	int err = 0;
+
+	if (must || plan->flags & NSB_PLAN_SPARE_NET)
+		spawn->net = nsb_spare_take(must);
+	if (must && spawn->net < 0) {
+		err = nsb_spare_make();
+		spawn->net = nsb_spare_take(must);
+	}
+	if (plan->fail_at == NSB_AT_NET)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_NET, plan->fail_errno, "injected");
+	else if (must && spawn->net < 0)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_NET, err ? -err : EMFILE, "unshare");
+	else
+		return true;
+	return false;
+}
+
 /* A plan that was mapped: clones its child. Returns what went wrong before a child existed. */
 static int launch(void *plan)
 {
@@ -291,17 +306,14 @@ static int launch(void *plan)
 	spawn.share =
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
 	context.shared = spawn.share;
-	if (context.plan->flags & NSB_PLAN_SPARE_NET)
-		spawn.net = nsb_spare_take();
 	err = make_go(&spawn, &children[i]);
-	if (err == 0) {
+	if (err == 0 && take_net(&spawn)) {
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user
 		 * could not write its maps. The child takes a copy of this flag. */
 		if (context.plan->uid_map)
 			sys_prctl(PR_SET_DUMPABLE, 1, 0);
 		nsb_spawn(&spawn);
-		if (context.plan->uid_map)
-			sys_prctl(PR_SET_DUMPABLE, 0, 0);
+		sys_prctl(PR_SET_DUMPABLE, 0, 0); /* nor as a joiner's steps have left it */
 		err = spawn.err;
 	}
 	drop(&spawn.go);

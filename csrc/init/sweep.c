@@ -51,6 +51,16 @@ static void kill_members(int cgroup)
 	sys_close(fd);
 }
 
+static void put(int cgroup, const char *file, const char *word)
+{
+	int fd = sys_openat(cgroup, file, O_WRONLY | O_CLOEXEC, 0);
+
+	if (fd >= 0) {
+		sys_write(fd, word, nsb_strlen(word));
+		sys_close(fd);
+	}
+}
+
 typedef bool remove_fn(int parent, const struct dirent64 *entry, unsigned int depth);
 
 static bool each_matching(int dir, const char *prefix, unsigned int depth, remove_fn *remove);
@@ -71,7 +81,9 @@ static bool remove_cgroup(int parent, const struct dirent64 *entry, unsigned int
 	dir = sys_openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, 0);
 	if (dir < 0)
 		return true;
+	put(dir, "cgroup.kill", "1"); /* v2: whoever forks faster than a list is read, too */
 	kill_members(dir);
+	put(dir, "freezer.state", "THAWED"); /* v1: the frozen do not die before */
 	if (depth < 16)
 		each_matching(dir, "", depth + 1, remove_cgroup);
 	sys_close(dir);

@@ -57,6 +57,7 @@ static void follow_strings(const char *base, const struct nsb_op *op)
 		text(base, op->b);
 		/* fall through */
 	case NSB_OP_OPEN_TREE:
+	case NSB_OP_OPEN:
 	case NSB_OP_MKDIR:
 	case NSB_OP_FILE:
 	case NSB_OP_READONLY:
@@ -85,6 +86,7 @@ static void follow_rest(const char *base, const struct nsb_op *op)
 		data(base, op->a, op->n);
 		break;
 	case NSB_OP_OPEN_TREE:
+	case NSB_OP_OPEN:
 		slot(op->b);
 		break;
 	case NSB_OP_SETNS:

@@ -13,7 +13,7 @@ import pytest
 
 import nsbox
 
-KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user"]
+KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user", "time"]
 pytestmark = pytest.mark.userns
 
 

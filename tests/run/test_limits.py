@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run import kit
-from support import CONTROLLERS, probe_cgroup, scaled
+from support import CONTROLLERS, poll_until, probe_cgroup, scaled
 
 import nsbox
 from nsbox import Limits, Reason, probe
@@ -16,10 +17,8 @@ from nsbox import Limits, Reason, probe
 pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 cgroup = pytest.mark.cgroup
 EAT = "x = bytearray({} << 20); print('ate')"
-NOT_YET = {
-    "memory_high": "64MiB", "cpu_weight": 50, "cpuset": "0", "io": "1MiB", "cpu_time": 1,
-    "net_priority": 1,
-}  # fmt: skip
+NOT_YET = {"cpu_time": 1}
+V1_MEMORY, V1_CPU = "memory.limit_in_bytes", "cpu.cfs_quota_us"
 
 
 # -- memory -------------------------------------------------------------------------------------
@@ -64,6 +63,29 @@ def test_without_oom_group_only_the_child_goes() -> None:
     assert done.limits_hit == ("memory",)
 
 
+@pytest.mark.cgroup2
+def test_beyond_memory_high_it_is_slowed_down() -> None:
+    code = "x = bytearray(40 << 20)\nprint('ate', flush=True)\nimport time; time.sleep(1000)"
+    args = ["/usr/bin/python3", "-ISc", code]
+    with nsbox.Container(args, limits=Limits(memory_high="16MiB")) as box:
+        assert box.cgroup is not None
+        poll_until(lambda: box.cgroup.events()["memory.high"] > 0, 20)  # type: ignore[union-attr]
+        assert box.status() == "running"
+        assert (box.stats().memory_current or 0) < 40 << 20
+    with nsbox.Container(args, limits=Limits(memory_high="200MiB")) as box:
+        poll_until(lambda: "ate" in box.logs(), 20)
+        assert box.cgroup is not None
+        assert box.cgroup.events()["memory.high"] == 0
+
+
+@pytest.mark.cgroup1
+def test_memory_high_is_refused_on_v1() -> None:
+    with pytest.raises(nsbox.Unavailable, match="v1 has nothing that does the same"):
+        nsbox.run(["true"], limits=Limits(memory_high="64MiB"))
+    done = kit.run("true", limits=Limits(memory_high="64MiB"), best_effort=True)
+    assert done.enforcement["memory_high"].startswith("missing: ")
+
+
 @cgroup
 def test_the_strict_profile_limits_memory_by_itself() -> None:
     done = kit.python(EAT.format(600))
@@ -82,8 +104,15 @@ def test_a_fork_bomb_stops_at_the_limit(init: bool) -> None:
     assert done.returncode != 0
     assert "fork" in str(done.stderr)
     assert str(done.stdout).split()[-1] == "7"  # and the shell
+    assert done.limits_hit == ("pids",)
     if done.usage.pids_peak is not None:
         assert 8 <= done.usage.pids_peak <= 9  # nsbox-init has a place of its own
+
+
+@cgroup
+def test_who_stays_below_the_limit_of_processes_has_not_hit_it() -> None:
+    done = kit.sh("sleep 0 & sleep 0 & wait", limits=Limits(pids=8))
+    assert (done.ok, done.limits_hit) == (True, ())
 
 
 @cgroup
@@ -124,6 +153,49 @@ def test_without_a_tight_cpu_limit_nothing_is_throttled() -> None:
     assert done.usage.throttled == 0
 
 
+@cgroup
+def test_cpuset_is_where_it_runs() -> None:
+    code = (
+        "import os\nprint(*os.sched_getaffinity(0))\ntry:\n    os.sched_setaffinity(0, {1})\n"
+        "except OSError:\n    pass\nprint(*os.sched_getaffinity(0))"
+    )
+    done = kit.python(code, limits=Limits(cpuset="0"))
+    assert kit.out(done) == "0\n0"
+    assert done.enforcement["cpuset"].endswith(" cpuset.cpus")
+    if len(os.sched_getaffinity(0)) > 1:
+        assert kit.out(kit.python(code)).splitlines()[1] == "1"
+
+
+@cgroup
+def test_a_cpu_that_is_not_there_is_an_error_and_not_ignored() -> None:
+    with pytest.raises(nsbox.SetupError) as caught:
+        nsbox.run(["true"], limits=Limits(cpuset="4000"))
+    assert (caught.value.field, caught.value.name) == ("limits.cpuset", "limit")
+    assert "CPUs that can be had here are" in caught.value.hint
+
+
+@cgroup
+def test_cpu_weight_divides_a_busy_cpu() -> None:
+    """Two that never sleep, on one CPU; the same program with twenty times the weight."""
+    busy = ["sh", "-c", "while :; do :; done"]
+
+    def limits(weight: int) -> Limits:
+        return Limits(cpu_weight=weight, cpuset="0", cpu=4)
+
+    with (
+        nsbox.Container(busy, limits=limits(20)) as light,
+        nsbox.Container(busy, limits=limits(400)) as heavy,
+    ):
+        before = light.stats().cpu_user, heavy.stats().cpu_user
+
+        def used() -> tuple[float, float]:
+            return light.stats().cpu_user - before[0], heavy.stats().cpu_user - before[1]
+
+        poll_until(lambda: sum(used()) > 0.8, 20, every_s=0.05)
+        little, much = used()
+    assert much > 4 * little
+
+
 # -- the cgroup ---------------------------------------------------------------------------------
 
 
@@ -134,7 +206,7 @@ def test_the_payload_is_in_its_cgroup_with_every_limit_written() -> None:
         own = Path(f"/proc/{process.pid}/cgroup").read_text()
         assert "nsbox-" in own
         for controller in CONTROLLERS:
-            assert f"{controller}.max" in process.enforcement[controller]
+            assert f" {controller}" in process.enforcement[controller]
     for controller in CONTROLLERS:
         lines = [x for x in own.splitlines() if controller in x.split(":")[1].split(",")]
         assert all("nsbox-" in line for line in lines)
@@ -151,7 +223,9 @@ def test_the_cgroup_namespace_hides_where_it_is() -> None:
 def test_enforcement_says_by_what() -> None:
     done = kit.run("true", limits=Limits(memory="64MiB", pids=16, cpu=1, disk="1MiB"))
     version = probe.host().cgroup_version
-    for name, file in (("memory", "memory.max"), ("pids", "pids.max"), ("cpu", "cpu.max")):
+    v1 = version == 1
+    for name, file in (("memory", V1_MEMORY if v1 else "memory.max"), ("pids", "pids.max"),
+                       ("cpu", V1_CPU if v1 else "cpu.max")):  # fmt: skip
         assert done.enforcement[name] == f"cgroup v{version} {file}"
     assert done.enforcement["disk"] == "tmpfs size=1048576"
 

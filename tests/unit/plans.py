@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from nsbox import compile as compiler
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
-from nsbox.spec import Limits, Mount, Rootfs, Spec, make_spec
+from nsbox.spec import Limits, Mount, Rootfs, Spec, another_process, make_spec
+from nsbox.steps import IdMap
 
 if TYPE_CHECKING:
     import random
@@ -33,6 +34,7 @@ USER: dict[str, Any] = {
     "capabilities": 0,
     "privileged": False,
     "maps_ids": False,
+    "attaches_bpf": False,
     "system": SYSTEM,
     "devices": DEVICES,
 }
@@ -94,10 +96,26 @@ KINDS: dict[str, dict[str, Any]] = {
     "no init": {"init": False},
     "user without pid": {"namespaces": ("user", "mnt")},
     "capabilities": {"user": 7, "profile": "standard", "capabilities": ["NET_RAW", "kill"]},
+    "time": {"time_offsets": {"monotonic": 1.5, "boottime": -2}, "init": False},
+    "shared pid": {"join": ("user", "net", "ipc", "pid"), "join_map": "slot", "init": False},
+    "joined time and cgroup": {
+        "join": ("user", "cgroup", "time"),
+        "join_map": "single",
+        "namespaces": (),
+        "profile": "none",
+        "init": False,
+    },
     "joined": {"join": ("user", "net", "ipc"), "join_map": "slot"},
     "joined, one id": {"join": ("user", "net", "ipc"), "join_map": "single", "init": False},
     "template": {"namespaces": ("mnt", "pid"), "template": True, "files": {"a": b"1"}},
 }
+
+
+def _exec(host: str, spec: Spec) -> Plan:
+    inside = compiler.compile_spec(spec, HOSTS[host])
+    id_map = inside.id_map.kind if inside.id_map else ""
+    other = another_process(spec, ["sh", "-c", "true"], env={"A": "b"})
+    return compiler.compile_exec(spec, other, HOSTS[host], inside, id_map)
 
 
 def _other_plans() -> dict[str, Callable[[], Plan]]:
@@ -112,6 +130,16 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
         "pause, root": lambda: compiler.compile_pause(one, root),
         "pause, user": lambda: compiler.compile_pause(one, user),
         "pause, everything": lambda: compiler.compile_pause(spec, root),
+        "exec, root": lambda: _exec("root, v1", spec),
+        "exec, user": lambda: _exec("user, delegated v2", spec),
+        "exec, inherited root": lambda: _exec(
+            "root, v2", make_spec(["true"], root=Rootfs.inherit(), time_offsets={"boottime": 1})
+        ),
+        "holder, maps": lambda: compiler.compile_holder(
+            make_spec(["x"], namespaces=("user",), profile="none"),
+            root,
+            IdMap(((0, 5, 2), (9, 1, 1)), ((0, 5, 2),), "launcher", "uid_map"),
+        ),
         "helper": lambda: compiler.compile_helper(("/usr/bin/newuidmap", "1", "0", "1", "1")),
     }
 
@@ -202,8 +230,7 @@ def specs() -> st.SearchStrategy[Spec]:
         files=st.none() | st.dictionaries(_PATH.map(lambda p: p[1:]), st.binary(max_size=50)),
         net=st.sampled_from(("none", "host")),
         limits=_limits(),
-        namespaces=st.none()
-        | st.sets(st.sampled_from([n for n in NAMESPACES if n != "time"])).map(sorted),
+        namespaces=st.none() | st.sets(st.sampled_from(list(NAMESPACES))).map(sorted),
         init=st.booleans(),
         profile=st.sampled_from(("strict", "standard", "none")),
         proc=st.sampled_from((None, "pids", "full", "none")),
@@ -214,6 +241,8 @@ def specs() -> st.SearchStrategy[Spec]:
         ),
         pass_fds=st.lists(st.integers(0, 1023), max_size=6),
         best_effort=st.booleans(),
+        time_offsets=st.none()
+        | st.dictionaries(st.sampled_from(("monotonic", "boottime")), st.floats(-1e9, 1e9)),
     )
 
 

@@ -22,7 +22,21 @@ from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
-from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenTree, SetLimit, Setns, Slot, Step
+from nsbox.steps import (
+    JOIN,
+    TIME,
+    Clone3,
+    EnterCgroup,
+    IdMap,
+    LauncherNet,
+    MakeCgroup,
+    Open,
+    OpenTree,
+    SetLimit,
+    Setns,
+    Slot,
+    Step,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -162,11 +176,15 @@ def test_facts_come_from_the_host_that_is_given(change: dict[str, Any], step: st
 @every_plan
 def test_joins_come_before_everything_of_the_child(plan: Plan) -> None:
     children = [step for _, step in plan.child_steps()]
-    joins = [step for step in children if isinstance(step, Setns) and step.source == "namespaces"]
-    assert plan.joins == len(joins)
-    assert children[: plan.joins] == joins
-    if joins:
-        assert plan.steps.index(joins[-1]) < plan.steps.index(plan.clone)
+    joins = children[: plan.joins]
+    late = [step for step in children[plan.joins :] if isinstance(step, Setns)]
+    late = [s for s in late if s.source != "pod"]  # there and back, for the pod's shared memory
+    assert all(s.flags in (Clone.NEWCGROUP, Clone.NEWTIME) for s in late if s.slot in (JOIN, TIME))
+    if joins:  # what is before it is done out of sight of what is joined
+        assert isinstance(joins[-1], Setns)
+        assert {_code(step) for step in joins[:-1]} <= {
+            Opcode.DUMPABLE, Opcode.PROCFS, Opcode.SYSCTL
+        }  # fmt: skip
     other = [i for i, _ in plan.child_steps()][plan.joins :]
     assert all(i > plan.steps.index(plan.clone) for i in other)
 
@@ -186,9 +204,10 @@ def test_there_is_one_clone_and_its_cgroup_is_made_and_limited_before(plan: Plan
 def test_the_child_is_in_its_cgroup_before_it_does_anything_that_costs(plan: Plan) -> None:
     made = next((step for step in plan.steps if isinstance(step, MakeCgroup)), None)
     entered = _where(plan, Opcode.CGROUP)
-    if made is None:
+    if made is None and JOIN not in plan.passed:
         assert not entered
         assert not plan.clone.into_cgroup
+    if made is None:
         return
     if plan.clone.into_cgroup:
         assert not entered
@@ -196,7 +215,7 @@ def test_the_child_is_in_its_cgroup_before_it_does_anything_that_costs(plan: Pla
         return
     assert len(entered) == len(made.controllers)
     others = {Opcode.CGROUP, Opcode.SETNS, Opcode.DUMPABLE, Opcode.BARRIER}
-    before = [_code(step) for step in plan.steps[: max(entered)]]
+    before = [_code(step) for step in plan.steps[plan.steps.index(plan.clone) : max(entered)]]
     assert not {code for code in before if code is not None} - others
 
 
@@ -306,7 +325,8 @@ def test_host_trees_are_opened_with_the_caller_s_ids(plan: Plan) -> None:
 @every_plan
 def test_mounts_are_private_before_any_is_made(plan: Plan) -> None:
     template = any(slot.kind == "mntns" for slot in plan.passed)
-    if _where(plan, *MOUNTS) and not template:
+    there = any(getattr(step, "as_is", False) for step in plan.steps)  # a root that was joined
+    if _where(plan, *MOUNTS) and not template and not there:
         assert len(_where(plan, Opcode.PROPAGATION)) == 1
         assert _first(plan, Opcode.PROPAGATION) < _first(plan, Opcode.OPEN_TREE, *MOUNTS)
 
@@ -325,7 +345,8 @@ def test_the_root_is_left_once_and_after_everything_was_put_in_it(plan: Plan) ->
 def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
     opened = [step.slot for step in plan.steps if isinstance(step, OpenTree)]
     used = [step.slot for _, step in plan.child_steps()
-            if _code(step) in (Opcode.ATTACH, Opcode.ROOT_TREE)]  # type: ignore[union-attr]  # fmt: skip
+            if _code(step) in (Opcode.ATTACH, Opcode.ROOT_TREE)
+            and not getattr(step, "as_is", False)]  # type: ignore[union-attr]  # fmt: skip
     assert sorted(map(str, opened)) == sorted(map(str, used))
     assert len(set(opened)) == len(opened)
 
@@ -333,7 +354,7 @@ def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
 @every_plan
 def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
     named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
-    opened = {step.slot for step in plan.steps if isinstance(step, OpenTree)}
+    opened = {step.slot for step in plan.steps if isinstance(step, (Open, OpenTree))}
     if plan.clone.into_cgroup:
         named.add(Slot("cgroup", "v2"))
     assert named - opened == set(plan.passed)
@@ -375,7 +396,7 @@ def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
 
 FIELD = re.compile(
     r"args(\[0\])?|root|cwd|env|user|groups|capabilities|hostname|mounts\[\d+\]|files\['.*'\]|net|"
-    r"limits(\.\w+)?|namespaces|init|profile|proc|rlimits\['\w+'\]|pass_fds|stdio|pod",
+    r"limits(\.\w+)?|namespaces|init|profile|proc|time_offsets|uid_map|rlimits\['\w+'\]|pass_fds|stdio|pod",
     re.DOTALL,
 )
 
@@ -479,6 +500,27 @@ def test_a_spare_network_only_where_its_owner_would_be_the_launcher_s() -> None:
     assert not plan_of(without, namespaces=kinds).flags & PlanFlag.SPARE_NET
 
 
+def test_the_launcher_s_network_only_for_those_who_could_not_change_their_own() -> None:
+    host = HOSTS["root, v2"]
+
+    def by_launcher(host: Host = host, **keywords: Any) -> bool:
+        plan = plan_of(host, **{"template": True, **keywords})
+        found = bool(plan.flags & PlanFlag.LAUNCHER_NET)
+        assert found == any(isinstance(step, LauncherNet) for step in plan.steps)
+        if "net" in NAMESPACES and plan.clone.flags & Clone.NEWNET:
+            assert found == (Opcode.LO_UP not in _codes(plan)), "up, by one of the two"
+        return found
+
+    assert by_launcher()
+    assert not by_launcher(capabilities=["NET_ADMIN"])
+    assert not by_launcher(profile="standard")
+    assert not by_launcher(net="host")
+    assert not by_launcher(template=False)
+    assert not by_launcher(namespaces=["net", "mnt", "pid"])
+    for field in ("spare_net", "net_sysctls"):
+        assert not by_launcher(dataclasses.replace(host, **{field: False}))
+
+
 def test_setgroups_is_denied_where_one_id_is_mapped_by_its_owner() -> None:
     assert plan_of("user, one id").flags & PlanFlag.DENY_SETGROUPS
     assert Opcode.SETGROUPS not in _codes(plan_of("user, one id"))
@@ -542,8 +584,8 @@ def test_capabilities_of_a_user_are_ambient_and_inheritable(profile: str) -> Non
 
 LIMITS: dict[str, Any] = {
     "memory": "64MiB", "memory_high": "32MiB", "cpu": 0.5, "cpu_weight": 50, "cpuset": "0",
-    "pids": 7, "io": (("8:0", 1),), "wall": 5, "cpu_time": 5, "output": "1K", "disk": "8MiB",
-    "inodes": 99, "nofile": 33, "net_priority": 3,
+    "pids": 7, "io": {"8:0": {"rbps": "1MiB"}}, "wall": 5, "cpu_time": 5, "output": "1K",
+    "disk": "8MiB", "inodes": 99, "nofile": 33, "net_priority": 3,
 }  # fmt: skip
 WATCHED = {"wall", "output"}  # by whoever waits: no step enforces them
 
@@ -578,7 +620,47 @@ def test_limits_are_cgroup_v2_files_and_values() -> None:
         ("memory.max", "67108864"), ("memory.swap.max", "1048576"), ("memory.oom.group", "1"),
         ("pids.max", "8"), ("cpu.max", "25000 100000"),
     ]  # fmt: skip
-    assert dict(plan.enforcement)["memory"] == "cgroup v1 memory.max"
+    assert dict(plan.enforcement)["memory"] == "cgroup v1 memory.limit_in_bytes"
+
+
+def test_the_newer_limits_are_files_and_values_too() -> None:
+    limits = Limits(memory_high="32MiB", cpu_weight=50, cpuset="2,0-1",
+                    io={"8:0": {"wbps": "1MiB", "riops": 9}}, net_priority=6)  # fmt: skip
+    plan = plan_of("root, v2", limits=limits, profile="none")
+    assert [(s.file, s.value) for s in plan.steps if isinstance(s, SetLimit)] == [
+        ("memory.high", "33554432"), ("cpu.weight", "50"), ("cpuset.cpus", "0-2"),
+        ("io.max", "8:0 wbps=1048576 riops=9"), ("bpf.priority", "6"),
+    ]  # fmt: skip
+    assert dict(plan.enforcement)["io"] == "cgroup v2 io.max"
+
+
+def test_a_priority_puts_the_child_into_cgroup_v2_on_v1_as_well() -> None:
+    plan = plan_of("root, v1", limits=Limits(net_priority=6, pids=5))
+    assert plan.clone.into_cgroup
+    assert Slot("cgroup", "v2") in plan.passed
+    assert {s.slot.key for s in plan.steps if isinstance(s, EnterCgroup)} == {
+        "memory", "pids", "cpu",
+    }  # fmt: skip
+    assert not plan_of("root, v1", limits=Limits(pids=5)).clone.into_cgroup
+
+
+def test_what_v1_does_not_have_is_refused_there_only() -> None:
+    limits = Limits(memory_high="32MiB")
+    with pytest.raises(Unavailable, match=r"limits\.memory_high: memory\.high is of cgroup v2"):
+        plan_of("root, v1", limits=limits)
+    assert dict(plan_of("root, v2", limits=limits).enforcement)["memory_high"]
+
+
+def test_a_limit_of_v1_is_enforced_by_the_file_of_v1() -> None:
+    limits = Limits(cpu=1, cpu_weight=7, io={"8:0": {"rbps": "1MiB", "wiops": 3}}, swap=0,
+                    memory="8MiB")  # fmt: skip
+    assert dict(plan_of("root, v1", profile="none", limits=limits).enforcement) == {
+        "memory": "cgroup v1 memory.limit_in_bytes",
+        "swap": "cgroup v1 memory.memsw.limit_in_bytes",
+        "cpu": "cgroup v1 cpu.cfs_quota_us",
+        "cpu_weight": "cgroup v1 cpu.shares",
+        "io": "cgroup v1 blkio.throttle.read_bps_device, blkio.throttle.write_iops_device",
+    }
 
 
 def test_what_only_a_profile_wants_degrades_and_says_so() -> None:
@@ -669,7 +751,11 @@ def test_more_than_a_plan_can_hold_is_refused_by_field(
     [
         pytest.param({"namespaces": ["mnt"]}, True, id="a plain root"),
         pytest.param({"namespaces": ["mnt"], "root": "/srv"}, True, id="a read-only directory"),
-        pytest.param({}, False, id="a user namespace of its own"),
+        pytest.param({}, True, id="a user namespace of its own"),
+        pytest.param({"proc": "none"}, False, id="a user namespace without a procfs"),
+        pytest.param({"namespaces": ["user", "mnt"]}, False, id="a user namespace, not pid"),
+        pytest.param({"root": Rootfs.dir("/srv", ro=False)}, False, id="what would be made in it"),
+        pytest.param({"time_offsets": {"boottime": 1}}, False, id="offsets in a user namespace"),
         pytest.param({"namespaces": ["mnt"], "mounts": [Mount.proc("/p")]}, False, id="mounts"),
         pytest.param({"namespaces": ["mnt"], "root": Rootfs.inherit()}, False, id="inherited"),
         pytest.param(

@@ -15,8 +15,19 @@ import pytest
 from support import scaled
 from unit.plans import Header, RawOp, corpus
 
-from nsbox import names, plan
-from nsbox.names import At, Clone, Kind, MountAttr, Opcode, OpFlag, PlanFlag, Propagation, SecureBit
+from nsbox import names, plan, syscalls
+from nsbox.names import (
+    At,
+    Clone,
+    Kind,
+    MountAttr,
+    NsGet,
+    Opcode,
+    OpFlag,
+    PlanFlag,
+    Propagation,
+    SecureBit,
+)
 
 if TYPE_CHECKING:
     import enum
@@ -35,6 +46,11 @@ PREFIXES: dict[type[enum.IntEnum | enum.IntFlag], str] = {
     At: "NSB_AT_",
     Kind: "NSB_",
     Clone: "CLONE_",
+    NsGet: "NS_GET_",
+    syscalls.MountFlag: "MS_",
+    syscalls.FsconfigCmd: "FSCONFIG_",
+    syscalls.FsmountFlag: "FSMOUNT_",
+    syscalls.MoveMountFlag: "MOVE_MOUNT_",
     MountAttr: "MOUNT_ATTR_",
     Propagation: "MS_",
     SecureBit: "SECBIT_",
@@ -49,7 +65,7 @@ TWINS: list[tuple[str, type[enum.IntEnum | enum.IntFlag], set[str]]] = [
 ]
 
 # sys.h has what nsbox is compiled with; linux/mount.h and sys/mount.h exclude each other
-HEADERS = ("nsb.h", "sys.h", "sys/resource.h", "linux/capability.h", "stdio.h")
+HEADERS = ("nsb.h", "sys.h", "linux/nsfs.h", "sys/resource.h", "linux/capability.h", "stdio.h")
 
 
 def _expected() -> dict[str, int]:
@@ -61,7 +77,11 @@ def _expected() -> dict[str, int]:
     }
     values |= {f"CAP_{name}": number for number, name in enumerate(names.CAPABILITIES)}
     values |= {f"RLIMIT_{name.upper()}": number for name, number in names.RLIMITS.items()}
-    values |= {"NSB_MAGIC": plan.MAGIC, "NSB_NONE": plan.NONE}
+    values |= {f"__NR_{name}": syscalls.number_of(name) for name in syscalls.NUMBERS}
+    tree = {"EMPTY_PATH": "AT", "RECURSIVE": "AT", "NO_AUTOMOUNT": "AT"}
+    values |= {f"{tree.get(str(flag.name), 'OPEN_TREE')}_{flag.name}": int(flag)
+               for flag in syscalls.OpenTreeFlag}  # fmt: skip
+    values |= {"AT_FDCWD": syscalls.AT_FDCWD, "NSB_MAGIC": plan.MAGIC, "NSB_NONE": plan.NONE}
     values |= {f"NSB_{name}": value for name, value in vars(plan).items() if name[:4] == "MAX_"}
     values |= {"sizeof(struct nsb_plan)": plan._HEADER.size, "sizeof(struct nsb_op)": plan._OP.size}
     for struct, mirror in (("nsb_plan", Header), ("nsb_op", RawOp)):
@@ -104,6 +124,22 @@ def test_every_constant_is_the_compiler_s(compiled: dict[str, int]) -> None:
     assert len(expected) > 150
     wrong = {n: (v, compiled[n]) for n, v in expected.items() if compiled[n] != v}
     assert wrong == {}, "name: (Python's, the compiler's)"
+
+
+def test_flags_of_umount_are_the_compiler_s(tmp_path: Path) -> None:
+    """sys/mount.h has them, which does not go together with the kernel's own header."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    checks = "".join(
+        f"_Static_assert({'UMOUNT' if flag.name == 'NOFOLLOW' else 'MNT'}_{flag.name} == "
+        f'{int(flag)}, "{flag.name}");'
+        for flag in syscalls.UmountFlag
+    )
+    source = tmp_path / "umount.c"
+    for text, good in ((checks, True), (checks.replace("== 2", "== 3"), False)):
+        source.write_text(f"#include <sys/mount.h>\n{text}")
+        done = subprocess.run(["gcc", "-fsyntax-only", str(source)], stderr=subprocess.DEVNULL)
+        assert (done.returncode == 0) is good
 
 
 def test_unlimited_is_the_compiler_s(compiled: dict[str, int]) -> None:

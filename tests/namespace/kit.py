@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of namespaces share: programs that move themselves, in a process of their own."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+from support import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Mounts and the registry are its own: nothing that it mounts, or forgets, is seen outside.
+PRELUDE = """
+import contextlib, errno, json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+import nsbox
+from nsbox import syscalls as sc
+from nsbox.syscalls import Clone, MountFlag
+sc.unshare(Clone.NEWNS)
+sc.mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
+sc.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+def ip(*args):
+    return subprocess.run(["ip", *args], check=True, capture_output=True, text=True).stdout
+"""
+
+
+def apart(test: Callable[[], None]) -> str:
+    """Run the body of *test* after PRELUDE in another interpreter; returns what it printed."""
+    lines = inspect.getsource(test).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("def ")) + 1
+    code = PRELUDE + textwrap.dedent("\n".join(lines[start:]))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=scaled(60),
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "Warning" not in done.stderr, done.stderr
+    return done.stdout

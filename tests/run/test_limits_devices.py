@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits of disks and of the network: what is read and written in a second, and priorities."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from run import kit
+from support import scaled
+
+import nsbox
+from nsbox import Limits, Mount, cgroupfs, probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+cgroup = pytest.mark.cgroup
+
+# -- disks --------------------------------------------------------------------------------------
+
+WRITE = "dd if=/dev/zero of=/disk/file bs=256k count={} conv=fsync 2>&1"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a real disk that any user of a sandbox may write in."""
+    candidates = [tmp_path, Path("/mnt"), Path("/var/tmp")]
+    for where in candidates:
+        try:
+            cgroupfs.disk_of(str(where))
+            path = Path(tempfile.mkdtemp(prefix="nsbox-disk-", dir=where))
+        except OSError:
+            continue
+        path.chmod(0o777)
+        for parent in tmp_path, *tmp_path.parents[:2]:
+            parent.chmod(0o755)
+        yield path
+        shutil.rmtree(path)
+        return
+    pytest.skip(f"none of {', '.join(map(str, candidates))} is on a disk that one may write to")
+
+
+@pytest.fixture
+def io_limits(disk: Path) -> Callable[..., Limits]:
+    """Limits of that disk; a skip where no io controller can be had."""
+    if "io" not in probe.host().controllers:
+        pytest.skip("the io controller is not delegated")
+    return lambda **limits: Limits(io={disk: limits})
+
+
+@cgroup
+def test_writes_to_a_disk_are_slowed_down(disk: Path, io_limits: Callable[..., Limits]) -> None:
+    """3 MiB at 1 MiB/s; and the same without a limit, which is what the limit is seen by."""
+    mounts = [Mount.bind(disk, "/disk", ro=False)]
+    slow = kit.sh(WRITE.format(12), mounts=mounts, limits=io_limits(wbps="1MiB"))
+    quick = kit.sh(WRITE.format(12), mounts=mounts, limits=io_limits(wbps="1GiB"))
+    assert (slow.ok, quick.ok) == (True, True), (slow, quick)
+    assert slow.usage.wall > 2
+    assert slow.usage.wall > quick.usage.wall + 1
+    assert (slow.usage.io_write or 0) >= 3 << 20
+    file = "blkio.throttle.write_bps_device" if probe.host().cgroup_version == 1 else "io.max"
+    assert slow.enforcement["io"].endswith(f" {file}")
+
+
+@cgroup
+def test_operations_on_a_disk_are_slowed_down(disk: Path, io_limits: Callable[..., Limits]) -> None:
+    mounts = [Mount.bind(disk, "/disk", ro=False)]
+    write = "dd if=/dev/zero of=/disk/file bs=4k count=40 oflag=direct 2>&1"
+    slow = kit.sh(write, mounts=mounts, limits=io_limits(wiops=20))
+    quick = kit.sh(write, mounts=mounts, limits=io_limits(wiops=100000))
+    assert (slow.ok, quick.ok) == (True, True), (slow, quick)
+    assert slow.usage.wall > quick.usage.wall + 0.8
+
+
+@cgroup
+def test_reads_are_counted_for_each_disk(disk: Path, io_limits: Callable[..., Limits]) -> None:
+    device = cgroupfs.disk_of(str(disk))
+    script = f"{WRITE.format(8)}; dd if=/disk/file of=/dev/null bs=64k iflag=direct 2>&1; read x"
+    with nsbox.Container(["sh", "-c", script], mounts=[Mount.bind(disk, "/disk", ro=False)],
+                         limits=io_limits(rbps="1GiB"), init=True) as box:  # fmt: skip
+        assert box.wait(scaled(20)) == 1  # the shell, at the end of its input
+        usage = box.result().usage
+    assert 2 << 20 <= (usage.io_read or 0) < 8 << 20
+    assert 2 << 20 <= (usage.io_write or 0) < 8 << 20
+    with nsbox.Cgroup.create() as group:
+        assert device in (group.stats().disks or {device: None})
+
+
+@pytest.mark.parametrize("how", ["limited", "free"])
+@cgroup
+def test_usage_says_what_went_to_a_disk(how: str, disk: Path) -> None:
+    """Of the cgroup where it is in one of the io controller, else of getrusage(2)."""
+    limits = Limits(io={disk: {"rbps": "1GiB"}}) if how == "limited" else None
+    if limits is not None and "io" not in probe.host().controllers:
+        pytest.skip("the io controller is not delegated")
+    mounts = [Mount.bind(disk, "/disk", ro=False)]
+    done = kit.sh(WRITE.format(16), mounts=mounts, limits=limits)
+    assert done.ok, done
+    assert 4 << 20 <= (done.usage.io_write or 0) < 6 << 20
+    assert (kit.run("true").usage.io_write or 0) == 0
+
+
+@cgroup
+@pytest.mark.parametrize("where", ["/proc", "/nsbox/no/such/path"])
+def test_a_path_that_is_on_no_disk_is_an_error(where: str) -> None:
+    if "io" not in probe.host().controllers:
+        pytest.skip("the io controller is not delegated")
+    with pytest.raises(nsbox.SetupError) as caught:
+        nsbox.run(["true"], limits=Limits(io={where: {"wbps": "1MiB"}}))
+    assert caught.value.field == "limits.io"
+
+
+# -- network ------------------------------------------------------------------------------------
+
+PRIORITY = "import socket as s; print(s.socket(s.AF_INET{}, s.SOCK_DGRAM).getsockopt(1, 12))"
+SEND = (
+    "import socket as s\nd, r = (s.socket(s.AF_INET, s.SOCK_DGRAM) for _ in 'dr')\n"
+    "r.bind(('127.0.0.1', 9))\ninput()\n"  # or each packet would be answered by ICMP
+    "d.setsockopt(1, 12, 0)\nfor i in range(10): d.sendto(b'x', ('127.0.0.1', 9))\n"
+    "print('sent', flush=True)\ninput()"
+)
+
+
+@cgroup
+@pytest.mark.root
+@pytest.mark.parametrize("family", ["", "6"])
+def test_sockets_have_the_priority(family: str) -> None:
+    code = PRIORITY.format(family)
+    done = kit.python(code, limits=Limits(net_priority=12))
+    assert kit.out(done) == "12"
+    assert done.enforcement["net_priority"].startswith("BPF ")
+    assert kit.out(kit.python(code)) == "0"
+
+
+@cgroup
+@pytest.mark.root
+def test_a_priority_can_be_changed_while_it_runs() -> None:
+    code = PRIORITY.format("").replace("print(", "input(); print(")
+    with nsbox.Cgroup.create(limits=Limits(net_priority=3)) as group:
+        for priority in (3, 6):
+            group.update(Limits(net_priority=priority))
+            args = ["/usr/bin/python3", "-ISc", code]
+            with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+                group.add(process.pid)
+                assert process.communicate(b"\n", scaled(20))[0] == b"%d\n" % priority
+
+
+@cgroup
+@pytest.mark.root
+@pytest.mark.parametrize("priority", [0x10014, None], ids=["priority", "none"])
+def test_packets_have_the_priority_whatever_the_socket_says(priority: int | None) -> None:
+    """A class of htb takes packets whose priority is its number: it counts what it was given."""
+    args = ["/usr/bin/python3", "-SIc", SEND]
+    with nsbox.Popen(args, stdin=nsbox.PIPE, stdout=nsbox.PIPE,
+                     limits=Limits(net_priority=priority)) as box:  # fmt: skip
+
+        def tc(words: str) -> str:
+            command = ["nsenter", f"--net=/proc/{box.pid}/ns/net", "tc", *words.split()]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=scaled(10),
+                                  check=False)  # fmt: skip
+            if done.returncode:
+                pytest.skip(f"tc {words}: {done.stderr.strip()}")
+            return done.stdout
+
+        tc("qdisc add dev lo root handle 1: htb default 1")
+        tc("class add dev lo parent 1: classid 1:1 htb rate 1gbit")
+        tc("class add dev lo parent 1: classid 1:14 htb rate 1gbit")
+        box.stdin.write(b"\n")
+        assert box.stdout.readline() == b"sent\n"
+        found = re.findall(r"class htb (\S+) root.*?Sent \d+ bytes (\d+) pkt",
+                           tc("-s class show dev lo"), re.DOTALL)  # fmt: skip
+    packets = {name: int(count) for name, count in found}
+    udp, others = ("1:14", "1:1") if priority else ("1:1", "1:14")
+    assert (packets[udp], packets[others]) == (10, 0)
+
+
+@pytest.mark.user
+def test_a_priority_is_refused_to_an_ordinary_user() -> None:
+    with pytest.raises(nsbox.Unavailable) as caught:
+        nsbox.run(["true"], limits=Limits(net_priority=3))
+    assert caught.value.feature == "limits.net_priority"
+    assert kit.run("true", limits=Limits(net_priority=3), best_effort=True).ok
