@@ -234,6 +234,16 @@ class Lifecycle(RuleBasedStateMachine):
         assert result.reason is (nsbox.Reason.SIGNALED if self.code < 0 else nsbox.Reason.EXITED)
 
     @rule()
+    def execute(self) -> None:
+        args = ["sh", "-c", "echo also; exit 6"]
+        if self.model != "running":
+            with pytest.raises(nsbox.StateError):
+                self.box.exec(args)
+            return
+        done = self.box.exec(args, capture_output=True)
+        assert (done.returncode, done.stdout) == (6, b"also\n")
+
+    @rule()
     def explain(self) -> None:
         steps = [step.name for step in self.box.explain().steps]
         assert "clone3" in steps

@@ -58,6 +58,13 @@ def container(chance: random.Random) -> None:
     assert box.logs() == f"{word}\n"
 
 
+def execute(chance: random.Random) -> None:
+    code = chance.randrange(100)
+    with nsbox.Container(["sleep", "1000"]) as box:
+        done = box.exec(["sh", "-c", f"echo {code}; exit {code}"], capture_output=True)
+    assert (done.returncode, done.stdout) == (code, b"%d\n" % code)
+
+
 def stop(chance: random.Random) -> None:
     with nsbox.Container(["sh", "-c", TRAP], init=chance.random() < 0.5) as box:
         poll_until(lambda: "up" in box.logs(), 60, every_s=0.002)
@@ -89,7 +96,8 @@ def missing(chance: random.Random) -> None:
 
 
 LIVES: tuple[Callable[[random.Random], None], ...] = (
-    run, run, run, communicate, communicate, kill, container, container, container, stop, wall,
+    run, run, run, communicate, communicate, kill, container, container, execute, execute, stop,
+    wall,
     pod, missing,
 )  # fmt: skip
 
