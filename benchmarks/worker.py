@@ -26,7 +26,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from cases import load_nsbox, posix_spawn, spawn_nsbox, wishes
-from drivers import LineProcess, SampleFailed
+from drivers import ANSWER_TIMEOUT_S, LineProcess, SampleFailed
 from rootfs import BUSYBOX_TRUE, TINY_PAUSE
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GIB = 1 << 30
 MS_BIND = 4096
+HOLD_S = 600.0  # thousands of sandboxes take a while to start, and to end
 POD = "pod-of-10"
 SANDBOXES = ("nsbox-6ns", "nsbox-no-net", "nsbox-6ns-cgroup")
 
@@ -162,7 +163,9 @@ def ask(process: LineProcess, *words: object) -> int:
     Raises:
         SampleFailed: what the worker said instead.
     """
-    said = process.ask(" ".join(map(str, words)))
+    said = process.ask(
+        " ".join(map(str, words)), HOLD_S if words[0] == "hold" else ANSWER_TIMEOUT_S
+    )
     if not said.isdigit():
         raise SampleFailed(said)
     return int(said)
