@@ -3,7 +3,7 @@
 #
 #   PYTHON=/usr/bin/python3.12   another interpreter for .venv (3.10 or later)
 #   CC=…                         another compiler
-#   ARGS='-k cgroup -x'          arguments for pytest, the benchmarks or the kernel runner
+#   ARGS='-k cgroup -x'          arguments for pytest, the benchmarks, the fuzzer or the kernel runner
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -47,6 +47,18 @@ test-kernels: ## the tests that depend on the kernel, on other kernels in QEMU, 
 	@tools/bootstrap.sh test
 	@$(BIN)/python tools/vm/test_kernels.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: ## the checker of plans under a coverage-guided fuzzer; ARGS=600 for 600 s
+	@tools/packages.sh build fuzz
+	@tools/bootstrap.sh test
+	@tools/fuzz.sh $(ARGS)
+
+.PHONY: soak
+soak: ## 10,000 sandboxes in one process, 1,000 with limits, 1,000 pods: nothing may grow
+	@tools/packages.sh build run
+	@tools/bootstrap.sh test
+	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s -o faulthandler_timeout=3600 tests/soak $(ARGS)
+
 .PHONY: lint
 lint: ## ruff, mypy --strict, clang-format, gcc -fanalyzer with warnings as errors
 	@tools/packages.sh build
@@ -78,9 +90,22 @@ bench: ## measure how long spawning takes
 	@tools/bootstrap.sh bench
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
+.PHONY: bench-compare
+bench-compare: ## the last two runs of make bench ARGS=--history, or ARGS='OLD NEW', as ratios
+	@tools/bootstrap.sh
+	@$(BIN)/python benchmarks/compare.py $(ARGS)
+
+.PHONY: bench-record
+bench-record: ## measure everything (many minutes, a quiet machine) and renew docs/benchmarks.rst
+	@tools/packages.sh build run
+	@tools/bootstrap.sh bench
+	@mkdir -p .cache
+	@$(BIN)/python benchmarks/run.py --targets --json .cache/bench.json $(ARGS) || [ $$? = 1 ]
+	@$(BIN)/python benchmarks/page.py .cache/bench.json
+
 .PHONY: clean
 clean: ## remove what make and the tools made, .venv too
-	rm -rf .venv build dist *.egg-info docs/_build .hypothesis
+	rm -rf .venv .cache/fuzz build dist *.egg-info docs/_build .hypothesis
 	rm -rf .mypy_cache .pytest_cache .ruff_cache
 	rm -f nsbox/nsbox-init nsbox/_ffi*.so
 	find . -name .git -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -23,7 +23,11 @@ NOLIBC = (
 )
 
 #: program name -> flags beyond the common ones
-PROGRAMS: dict[str, tuple[str, ...]] = {"floor": ("-std=gnu11",), "tinytrue": NOLIBC}
+PROGRAMS: dict[str, tuple[str, ...]] = {
+    "floor": ("-std=gnu11",),
+    "tinytrue": NOLIBC,
+    "tinypause": NOLIBC,
+}
 
 
 def build(name: str) -> Path:

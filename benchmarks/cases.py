@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from build import build
 from drivers import LineProcess, SampleFailed, last_line
 from facts import namespace_problem, parse
-from peers import PEERS, Peer, start_spawner
+from peers import EVERY, LIMITS, Peer, start_spawner
 from rootfs import BUSYBOX_TRUE, NAMESPACES, PROBE, TINY_TRUE, Rootfs
 
 if TYPE_CHECKING:
@@ -115,21 +115,34 @@ def load_nsbox() -> ModuleType:
     return module
 
 
-def six_ns(nsbox: ModuleType, root: Path, *, init: bool) -> dict[str, Any]:
-    """Keywords of ``nsbox.run`` that ask for what the floors do, and nothing more."""
-    return {
+#: name of a case -> how it differs from nsbox-6ns
+VARIATIONS: dict[str, dict[str, Any]] = {
+    "nsbox-6ns": {},
+    "nsbox-6ns-init": {"init": True},
+    "nsbox-no-net": {"namespaces": [kind for kind in NAMESPACES if kind != "net"], "net": "host"},
+    "nsbox-6ns-cgroup": {"limits": LIMITS},
+}
+
+
+def wishes(nsbox: ModuleType, root: Path, case: str) -> dict[str, Any]:
+    """Keywords of ``nsbox.run`` that ask for what the floors do, and nothing more, or *case*."""
+    keywords = {
         "root": nsbox.Rootfs.dir(str(root)),
         "namespaces": list(NAMESPACES),
         "profile": "none",
-        "init": init,
+        "init": False,
         "net": "none",
+        **VARIATIONS[case],
     }
+    if "limits" in keywords:
+        keywords["limits"] = nsbox.Limits(**keywords["limits"])
+    return keywords
 
 
-def nsbox_six_ns(nsbox: ModuleType, root: Path, *, init: bool) -> int:
-    """One ``nsbox.run`` of busybox true in six namespaces, all of the call timed; elapsed ns."""
+def spawn_nsbox(nsbox: ModuleType, root: Path, case: str) -> int:
+    """One ``nsbox.run`` of busybox true, all of the call timed; elapsed ns."""
     start = perf_counter_ns()
-    done = nsbox.run([BUSYBOX_TRUE], **six_ns(nsbox, root, init=init))
+    done = nsbox.run([BUSYBOX_TRUE], **wishes(nsbox, root, case))
     elapsed = perf_counter_ns() - start
     if done.returncode != 0:
         raise SampleFailed(f"return code {done.returncode} ({done.reason})")
@@ -146,29 +159,29 @@ def nsbox_default(nsbox: ModuleType) -> int:
     return elapsed
 
 
-def nsbox_probe(nsbox: ModuleType, root: Path, *, init: bool) -> str:
+def nsbox_probe(nsbox: ModuleType, root: Path, case: str) -> str:
     """The probe's output in the sandbox that is timed."""
     done = nsbox.run(
-        [PROBE], capture_output=True, text=True, timeout=30, **six_ns(nsbox, root, init=init)
+        [PROBE], capture_output=True, text=True, timeout=30, **wishes(nsbox, root, case)
     )
     return str(done.stdout)
 
 
 def nsbox_cases(fs: Rootfs) -> Iterator[Case | Absent]:
-    """The three ways of calling nsbox."""
+    """The ways of calling nsbox."""
+    names = ("nsbox-6ns", "nsbox-6ns-init", "nsbox-6ns-cgroup")
     try:
         nsbox = load_nsbox()
     except SampleFailed as why:
-        for name in ("nsbox-6ns", "nsbox-6ns-init", "nsbox-default"):
-            yield Absent(name, f"nsbox: {why}")
+        yield from (Absent(name, f"nsbox: {why}") for name in (*names, "nsbox-default"))
         return
-    for name, init in (("nsbox-6ns", False), ("nsbox-6ns-init", True)):
+    for name in names:
         yield Case(
             name,
-            f"nsbox.run, six ns, profile none, init={init}, busybox true",
-            partial(nsbox_six_ns, nsbox, fs.root, init=init),
-            probe=partial(nsbox_probe, nsbox, fs.root, init=init),
-            payload_pid=2 if init else 1,
+            f"nsbox.run, six ns, profile none, {VARIATIONS[name] or 'init=False'}, busybox true",
+            partial(spawn_nsbox, nsbox, fs.root, name),
+            probe=partial(nsbox_probe, nsbox, fs.root, name),
+            payload_pid=2 if VARIATIONS[name].get("init") else 1,
         )
     yield Case("nsbox-default", 'nsbox.run(["true"]), strict', partial(nsbox_default, nsbox))
 
@@ -178,20 +191,20 @@ def nsbox_cases(fs: Rootfs) -> Iterator[Case | Absent]:
 
 def peer_cases(fs: Rootfs, undo: contextlib.ExitStack) -> Iterator[Case | Absent]:
     """Every peer that is installed and really makes the six namespaces."""
-    programs = {name: shutil.which(name) for name in PEERS}
     try:
         spawner = undo.enter_context(start_spawner())
     except SampleFailed as why:
-        yield from (Absent(name, str(why)) for name in PEERS)
+        yield from (Absent(name, str(why)) for name in EVERY)
         return
-    for name, program in programs.items():
+    for name, run in EVERY.items():
+        program = shutil.which(name.removesuffix("-cgroup"))
         if program is None:
             yield Absent(name, "not installed")
             continue
         peer = Peer(name, program, spawner, fs)
         yield Case(
             name,
-            PEERS[name].__doc__ or name,
+            run.__doc__ or name,
             partial(peer.sample, BUSYBOX_TRUE),
             probe=partial(peer.probe, PROBE),
         )
@@ -231,7 +244,7 @@ def all_cases(fs: Rootfs, patterns: list[str]) -> Iterator[list[Case | Absent]]:
         spawn = partial(posix_spawn, program)
         found.append(Case("posix_spawn", "os.posix_spawn, no isolation", spawn))
         found += nsbox_cases(fs)
-        if any(fnmatch.fnmatchcase(name, p) for name in PEERS for p in patterns):
+        if any(fnmatch.fnmatchcase(name, p) for name in EVERY for p in patterns):
             found += peer_cases(fs, undo)
         chosen = [case for case in found if wanted(case)]
         if not chosen:

@@ -33,23 +33,23 @@ class LineProcess:
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, env=env
         )
 
-    def read(self) -> str:
+    def read(self, patience_s: float = ANSWER_TIMEOUT_S) -> str:
         """The next answer, without its newline.
 
         Raises:
-            SampleFailed: the process ended, or said nothing for ``ANSWER_TIMEOUT_S`` seconds.
+            SampleFailed: the process ended, or said nothing for *patience_s* seconds.
         """
         out = self._process.stdout
         assert out is not None
-        if not select.select([out], [], [], ANSWER_TIMEOUT_S)[0]:
-            raise SampleFailed(f"no answer within {ANSWER_TIMEOUT_S:.0f} s")
+        if not select.select([out], [], [], patience_s)[0]:
+            raise SampleFailed(f"no answer within {patience_s:.0f} s")
         line = out.readline()
         if not line:
             raise SampleFailed(last_line(self.errors()) or "helper ended")
         return line.decode().rstrip("\n")
 
-    def ask(self, line: str) -> str:
-        """Send *line*, return the answer."""
+    def ask(self, line: str, patience_s: float = ANSWER_TIMEOUT_S) -> str:
+        """Send *line*, return the answer, which may take so long."""
         source = self._process.stdin
         assert source is not None
         try:
@@ -57,7 +57,7 @@ class LineProcess:
             source.flush()
         except BrokenPipeError:
             raise SampleFailed(last_line(self.errors()) or "helper ended") from None
-        return self.read()
+        return self.read(patience_s)
 
     def errors(self) -> str:
         """What was written to standard error since the last call."""

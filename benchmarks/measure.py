@@ -39,7 +39,15 @@ class Result:
     @property
     def p10_ms(self) -> float:
         """The tenth percentile: what a quieter machine would show."""
-        return sorted(self.samples_ms)[max(0, math.ceil(self.n / 10) - 1)]
+        return self._percentile(10)
+
+    @property
+    def p95_ms(self) -> float:
+        """The 95th percentile: what one in twenty takes longer than."""
+        return self._percentile(95)
+
+    def _percentile(self, percent: int) -> float:
+        return sorted(self.samples_ms)[max(0, math.ceil(self.n * percent / 100) - 1)]
 
 
 def interleave(

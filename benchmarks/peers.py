@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 SPAWNER = Path(__file__).resolve().parent / "spawner.py"
 ENTER_PRIVATE = 'if [ -n "$1" ]; then umount -l "$1" || exit 1; fi; exec "$2" "$3"'
 
+#: of ``nsbox.Limits``, and the same in the words of the OCI
+LIMITS: dict[str, Any] = {"memory": 64 << 20, "pids": 64, "cpu": 1.0}
+OCI_LIMITS = {
+    "memory": {"limit": LIMITS["memory"]},
+    "pids": {"limit": LIMITS["pids"]},
+    "cpu": {"quota": int(100_000 * LIMITS["cpu"]), "period": 100_000},
+}
+
 _counter = itertools.count(1)
 
 
@@ -47,6 +55,56 @@ def run_runc(program: str, fs: Rootfs, payload: str) -> list[str]:
     return [program, *state, "run", "-b", str(bundle(fs, payload)), container_id(fs)]
 
 
+def run_crun_cgroup(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """crun run, with limits of memory, processes and CPU."""
+    state = ["--cgroup-manager=cgroupfs", "--root", str(fs.work / "crun-state")]
+    where = bundle(fs, payload, limits=True)
+    return [program, *state, "run", "-b", str(where), container_id(fs)]
+
+
+def run_runc_cgroup(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """runc run, with limits of memory, processes and CPU."""
+    state = ["--root", str(fs.work / "runc-state")]
+    where = bundle(fs, payload, limits=True)
+    return [program, *state, "run", "-b", str(where), container_id(fs)]
+
+
+def run_nsjail(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """nsjail: once, without a user namespace."""
+    quiet = ["-Mo", "--really_quiet", "--disable_clone_newuser"]
+    return [program, *quiet, "--chroot", str(fs.root), "--", payload]
+
+
+def run_nsjail_cgroup(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """The same with limits of memory, processes and CPU."""
+    limits = {
+        "--cgroup_mem_max": LIMITS["memory"],
+        "--cgroup_pids_max": LIMITS["pids"],
+        "--cgroup_cpu_ms_per_sec": int(1000 * LIMITS["cpu"]),
+    }
+    words = [str(word) for pair in limits.items() for word in pair]
+    plain = run_nsjail(program, fs, payload)
+    return [*plain[:1], *words, *plain[1:]]
+
+
+def run_nspawn(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """systemd-nspawn, without registering with systemd."""
+    alone = ["--quiet", "--register=no", "--keep-unit", "--private-network", "--read-only"]
+    return [program, *alone, "--as-pid2", f"--machine={container_id(fs)}", "-D", str(fs.root),
+            payload]  # fmt: skip
+
+
+def run_podman(program: str, fs: Rootfs, payload: str) -> list[str]:
+    """podman run of the root directory, without cgroups; ulimits that a weak root may set."""
+    state = ["--root", str(fs.work / "podman"), "--runroot", str(fs.work / "podman-run"),
+             "--storage-driver", "vfs", "--log-level", "error"]  # fmt: skip
+    ulimits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+    return [program, *state, "run", "--rm", "--net", "none", "--cgroups=disabled",
+            "--cgroupns=private", "--log-driver=none", "--security-opt", "seccomp=unconfined",
+            *ulimits, "--read-only", "--read-only-tmpfs=false", "--rootfs", str(fs.root),
+            payload]  # fmt: skip
+
+
 def container_id(fs: Rootfs) -> str:
     """A name no other container on this machine has."""
     return f"{fs.work.name}-{next(_counter)}"
@@ -56,22 +114,32 @@ def container_id(fs: Rootfs) -> str:
 PEERS: dict[str, Callable[[str, Rootfs, str], list[str]]] = {
     "unshare": run_unshare,
     "bwrap": run_bwrap,
+    "nsjail": run_nsjail,
     "crun": run_crun,
     "runc": run_runc,
+    "systemd-nspawn": run_nspawn,
+    "podman": run_podman,
 }
+#: the same with cgroups, for comparing like with like
+WITH_CGROUPS: dict[str, Callable[[str, Rootfs, str], list[str]]] = {
+    "crun-cgroup": run_crun_cgroup,
+    "runc-cgroup": run_runc_cgroup,
+    "nsjail-cgroup": run_nsjail_cgroup,
+}
+EVERY = {**PEERS, **WITH_CGROUPS}
 
 
-def bundle(fs: Rootfs, payload: str) -> Path:
+def bundle(fs: Rootfs, payload: str, *, limits: bool = False) -> Path:
     """The OCI bundle that runs *payload* with proc and /dev alone; written once."""
-    path = fs.work / f"bundle-{Path(payload).name}"
+    path = fs.work / f"bundle-{Path(payload).name}{'-limits' if limits else ''}"
     if not path.exists():
         path.mkdir()
-        text = json.dumps(oci_config(fs.root, payload))
+        text = json.dumps(oci_config(fs.root, payload, limits=limits))
         (path / "config.json").write_text(text, encoding="utf-8")
     return path
 
 
-def oci_config(root: Path, payload: str) -> dict[str, Any]:
+def oci_config(root: Path, payload: str, *, limits: bool) -> dict[str, Any]:
     """A slim OCI runtime configuration (docker's has six more mounts)."""
     kinds = {"mnt": "mount", "net": "network"}
     no_exec = ["nosuid", "noexec", "nodev"]
@@ -99,7 +167,10 @@ def oci_config(root: Path, payload: str) -> dict[str, Any]:
         "linux": {
             "namespaces": [{"type": kinds.get(name, name)} for name in NAMESPACES],
             # runc 1.1 refuses a device rule without access.
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}],
+                **(OCI_LIMITS if limits else {}),
+            },
         },
     }
 
@@ -150,7 +221,7 @@ class Peer:
         Raises:
             SampleFailed: it exited with another code than 0.
         """
-        argv = PEERS[self.name](self.program, self.fs, payload)
+        argv = EVERY[self.name](self.program, self.fs, payload)
         answer = json.loads(self.spawner.ask(json.dumps({"argv": argv, "capture": capture})))
         if answer["code"] != 0:
             said = last_line(answer["err"])

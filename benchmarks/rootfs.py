@@ -23,6 +23,7 @@ NAMESPACES = ("mnt", "pid", "ipc", "uts", "net", "cgroup")
 
 BUSYBOX_TRUE = "/bin/true"
 TINY_TRUE = "/bin/tinytrue"
+TINY_PAUSE = "/bin/tinypause"
 PROBE = "/bin/probe"
 
 # Prints one "key value" line per fact; "end ." comes last. CONTROL_BUSYBOX means: no sandbox here.
@@ -80,7 +81,8 @@ def populate(work: Path) -> Rootfs:
     shutil.copy(static_busybox(), root / "bin/busybox")
     for name in APPLETS:
         os.link(root / "bin/busybox", root / "bin" / name)
-    shutil.copy(build("tinytrue"), root / "bin/tinytrue")
+    for program in (TINY_TRUE, TINY_PAUSE):
+        shutil.copy(build(Path(program).name), str(root) + program)
     (root / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n", encoding="ascii")
     (root / "etc/group").write_text("root:x:0:\n", encoding="ascii")
     canary = work / "canary"

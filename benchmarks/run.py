@@ -12,16 +12,17 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import facts
 import report
 import targets
+from campaign import Findings, live_default, more
 from cases import Absent, Case, all_cases
 from drivers import SampleFailed
-from measure import Result, interleave
+from measure import interleave
 from rootfs import Rootfs, temporary, unsandboxed_probe
 
-HISTORY = Path(__file__).resolve().parent / "history.jsonl"
 REPETITIONS = 3
 SEED = 20231
 
@@ -32,9 +33,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="samples of each case (60; --quick: 15)")
     parser.add_argument("--cases", default="*", help="comma-separated globs of case names")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the records there")
-    parser.add_argument("--history", action="store_true", help=f"append to {HISTORY.name}")
+    parser.add_argument("--history", action="store_true", help=f"append to {report.HISTORY.name}")
     parser.add_argument("--quick", action="store_true", help="few rounds, for a first look")
     parser.add_argument("--gap", type=float, default=2.0, metavar="MS", help="idle before a sample")
+    parser.add_argument(
+        "--live", type=int, metavar="N", help="idle sandboxes for T8 and T10 (500; --quick: 50)"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--targets", action="store_true", help=f"{REPETITIONS} repetitions; exit 1 on a FAIL"
@@ -42,6 +46,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     mode.add_argument("--check", action="store_true", help="prove the sandboxes, measure nothing")
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (15 if options.quick else 60)
+    options.live = options.live or (50 if options.quick else live_default())
     return options
 
 
@@ -70,42 +75,41 @@ def check(fs: Rootfs, found: list[Case | Absent]) -> int:
 
 def measure(
     options: argparse.Namespace, fs: Rootfs, found: list[Case | Absent]
-) -> tuple[list[list[Result]], list[targets.Score]]:
-    """Run the repetitions; the results of each, and the targets' scores."""
+) -> tuple[list[Findings], list[targets.Score]]:
+    """Run the repetitions; what each found, and the targets' scores."""
     rng = random.Random(SEED)
     gap_s = options.gap / 1000
     samplers = {case.name: case.sample for case in found if isinstance(case, Case)}
     missing = [case for case in found if isinstance(case, Absent)]
-    absent = {case.name: case.reason for case in missing}
     wanted = targets.ALL if options.targets else targets.SPAWN
     scores = [targets.Score(target) for target in wanted]
-    everything: list[list[Result]] = []
-    for _ in range(REPETITIONS if options.targets else 1):
-        results = interleave(samplers, options.rounds, gap_s=gap_s, rng=rng)
-        print(report.table(results, missing), end="\n\n", flush=True)
+    everything: list[Findings] = []
+    for number in range(REPETITIONS if options.targets else 1):
+        findings = Findings(absent={case.name: case.reason for case in missing})
+        findings.results.update(interleave(samplers, options.rounds, gap_s=gap_s, rng=rng))
+        print(report.table(findings.results, missing), end="\n\n", flush=True)
         if options.targets:
-            more, why = targets.measure_caller(fs, options.rounds, gap_s, rng)
-            print(report.table(more, ()), end="\n\n", flush=True)
-            results.update(more)
-            absent.update(why)
-        targets.score(scores, results, absent)
-        everything.append(list(results.values()))
+            more(options, fs, found, gap_s, rng, findings)
+            extra = {n: r for n, r in findings.results.items() if n not in samplers}
+            print(report.table(extra, ()), report.figures(findings), sep="\n\n", flush=True)
+            print(f"\n-- repetition {number + 1} of {REPETITIONS}\n", flush=True)
+        targets.score(scores, findings.values, findings.absent)
+        everything.append(findings)
     return everything, scores
 
 
-def publish(
-    options: argparse.Namespace, repetitions: list[list[Result]], host: dict[str, str]
-) -> None:
+def publish(options: argparse.Namespace, repetitions: list[Findings], host: dict[str, Any]) -> None:
     """Write the records where they were asked for."""
     rows = [
         row
-        for number, results in enumerate(repetitions, 1)
-        for row in report.records(results, host, number)
+        for number, found in enumerate(repetitions, 1)
+        for row in report.records(found, host, number)
     ]
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(row) for row in rows)  # one a line: for diff, and small
+        options.json.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     if options.history:
-        report.append_history(HISTORY, rows)
+        report.append_history(report.HISTORY, rows)
 
 
 def main() -> int:
@@ -115,7 +119,7 @@ def main() -> int:
         print("run.py: needs root: the floors make namespaces and mounts", file=sys.stderr)
         return 2
     host = report.machine()
-    print(" · ".join(host.values()))
+    print(" · ".join(map(str, host.values())))
     patterns = options.cases.split(",")
     try:
         with temporary() as fs, all_cases(fs, patterns) as found:

@@ -228,14 +228,14 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd and record->pid are filled in as soon as they are known; *tree by a barrier.
- * -ETIMEDOUT: no record came for so long.
+ * *pidfd is filled in as soon as it is known, *tree by a barrier, and the pid in record[1], which
+ * keeps what has come so far: a call that a signal ended is made again. -ETIMEDOUT: no record
+ * came for so long.
  */
 int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tree, int timeout_ms)
 {
-	struct nsb_record early = { .kind = 0 };
-	int pid = record->pid;
-	bool executing = false;
+	struct nsb_record *early = &record[1];
+	int32_t *executing = &early->status; /* which no early record has */
 
 	for (;;) {
 		int fd = -1, got = nsb_receive(channel, record, &fd, timeout_ms);
@@ -245,25 +245,26 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tre
 		if (fd >= 0)
 			*(record->kind == NSB_BARRIER ? tree : pidfd) = fd;
 		if (record->kind == NSB_SPAWNED) {
-			pid = record->pid;
-			if (early.kind)
-				*record = early;
-			else
+			early->pid = record->pid;
+			if (!early->kind)
 				continue;
+			*record = *early;
+			early->kind = 0;
 		} else if (record->kind == NSB_EXECING) {
-			executing = true;
+			*executing = 1;
 			continue;
-		} else if (record->kind == NSB_STARTED && !executing && !record->pid) {
+		} else if (record->kind == NSB_STARTED && !*executing && !record->pid) {
 			continue;
 		}
 		/* A quick child, or its init, may speak before the launcher has told who it is. */
-		if (pid ||
+		if (early->pid ||
 		    (record->kind != NSB_BARRIER && (record->kind != NSB_STARTED || record->pid)))
 			break;
-		early = *record;
+		*early = *record;
 	}
 	if (!record->pid)
-		record->pid = pid;
+		record->pid = early->pid;
+	early->pid = record->pid;
 	return 1;
 }
 

@@ -127,7 +127,7 @@ class Starting:
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
-        self._raw = _ffi.new("struct nsb_record *")
+        self._raw = _ffi.new("struct nsb_record[2]")  # the last one, and what came before
         self._pidfd = _ffi.new("int *", -1)
         self._tree = _ffi.new("int *", -1)
 
@@ -137,7 +137,7 @@ class Starting:
 
     @property
     def pid(self) -> int:
-        return int(self._raw.pid)
+        return int(self._raw[1].pid)
 
     def take_tree(self) -> int:
         """The mount that a barrier handed over, once; -1 for none."""
@@ -147,4 +147,4 @@ class Starting:
     def next(self, timeout_ms: int = -1) -> Record:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
         _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, self._tree, timeout_ms))
-        return _record(self._raw)
+        return _record(self._raw[0])

@@ -9,6 +9,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from nsbox import watch
@@ -38,6 +39,7 @@ class Sink:
         into: Callable[[bytes], None] | None = None,
     ) -> None:
         self.fd = fd
+        self.lock = threading.RLock()
         self._into = into
         self.kept = bytearray()
         self.truncated = False
@@ -48,16 +50,19 @@ class Sink:
 
     def read(self) -> bool:
         """Take what is there, once poll(2) says that something is; False at the end."""
-        try:
-            data = os.read(self.fd, _CHUNK if self._relay_to < 0 else select.PIPE_BUF)
-        except BlockingIOError:
+        with self.lock:
+            if self.fd < 0:
+                return False
+            try:
+                data = os.read(self.fd, _CHUNK if self._relay_to < 0 else select.PIPE_BUF)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            if not data:
+                return False
+            self._take(data)
             return True
-        except OSError:
-            return False
-        if not data:
-            return False
-        self._take(data)
-        return True
 
     def stuck(self) -> bool:
         """Whether to relay more would block: the caller's own stream has a reader that is slow.
@@ -94,25 +99,29 @@ class Sink:
             relay(self._relay_to, data)
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Never while the library's thread reads: it would read what has the number next."""
+        with self.lock:
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
 
 
 def take(sink: Sink) -> None:
     """For the library's thread, which must never block: what arrived, or the end of it."""
-    if sink.fd < 0:
-        return
-    if sink.stuck():
-        watch.get().remove(sink.fd)
-        watch.get().call_later(STUCK_POLL_S, functools.partial(_take_again, sink))
-    elif not sink.read():
-        watch.get().remove(sink.fd)
+    with sink.lock:
+        if sink.fd < 0:
+            return
+        if sink.stuck():
+            watch.get().remove(sink.fd)
+            watch.get().call_later(STUCK_POLL_S, functools.partial(_take_again, sink))
+        elif not sink.read():
+            watch.get().remove(sink.fd)
 
 
 def _take_again(sink: Sink) -> None:
-    if sink.fd >= 0:
-        watch.get().add(sink.fd, functools.partial(take, sink))
+    with sink.lock:
+        if sink.fd >= 0:
+            watch.get().add(sink.fd, functools.partial(take, sink))
 
 
 def relay(fd: int, data: bytes) -> None:

@@ -58,6 +58,7 @@ class Watch:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._calls: dict[int, Callable[[], None]] = {}
+        self._under_way: tuple[int, Callable[[], None]] | None = None
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._thread = threading.Thread(target=self._run, name="nsbox-watch", daemon=True)
@@ -74,8 +75,13 @@ class Watch:
             self._epoll.register(fd, select.EPOLLIN)
 
     def remove(self, fd: int) -> None:
-        """Before *fd* is closed. A call that is under way goes on."""
+        """Before *fd* is closed. A call that is under way goes on; if it removes its own
+        descriptor when another thread has closed that, the number may be somebody else's."""
         with self._lock:
+            if threading.current_thread() is self._thread and self._under_way is not None:
+                number, call = self._under_way
+                if fd == number and self._calls.get(fd) is not call:
+                    return
             if self._calls.pop(fd, None) is not None:
                 try:
                     self._epoll.unregister(fd)
@@ -104,8 +110,10 @@ class Watch:
                     continue
                 with self._lock:
                     call = self._calls.get(fd)
+                    self._under_way = None if call is None else (fd, call)
                 if call is not None:
                     self._guard(call)
+            self._under_way = None
             self._run_timers()
 
     def _run_timers(self) -> None:

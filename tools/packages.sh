@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Makes sure that the system's packages for the named groups are there.
 #
-#   tools/packages.sh build|run|kernels ...
+#   tools/packages.sh build|run|fuzz|kernels ...
 #
 # As root on Debian and its kin it installs what is missing. Otherwise it prints the one command to
 # run, and fails if something is missing without which the next step cannot work.
@@ -14,6 +14,7 @@ PATH=$PATH:/usr/sbin:/sbin
 has_command() { command -v "$1" >/dev/null; }
 has_package() { dpkg -s "$1" 2>/dev/null | grep -q '^Status:.* installed$'; }
 has_header() { printf '#include <%s>\n' "$1" | "${CC:-gcc}" -E ${2:+"$2"} - >/dev/null 2>&1; }
+has_fuzzer() { compgen -G "$(clang -print-resource-dir 2>/dev/null)/lib/*/libclang_rt.fuzzer*" >/dev/null; }
 has_module() { "$python" -c "import $1" 2>/dev/null; }
 python_include() {
     "$python" -c 'import sysconfig; print("-I" + sysconfig.get_path("include"))'
@@ -38,6 +39,10 @@ for group in "$@"; do
         want iproute2 has_command ip
         want procps has_command ps
         want busybox-static has_package busybox-static # the root file systems of the tests
+        ;;
+    fuzz) # libFuzzer, with the sanitizers
+        require clang has_command clang
+        require libclang-rt-dev has_fuzzer
         ;;
     kernels) # other kernels in QEMU
         require qemu-system-x86 has_command qemu-system-x86_64

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.leaks_ok("starts a compiler and what it made, and waits
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
+SOURCES = [str(HERE / "runner.c"), str(HERE / "follow.c")]
 FLAGS = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-g", "-O1",
          "-fno-omit-frame-pointer", "-fsanitize=address,undefined",
          "-fno-sanitize-recover=all"]  # fmt: skip
@@ -41,7 +42,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if probe.returncode:
         pytest.skip(f"needs libasan and libubsan: {probe.stderr.strip().splitlines()[-1]}")
     program = where / "runner"
-    sources = [str(HERE / "runner.c"), str(CSRC / "plan.c")]
+    sources = [*SOURCES, str(CSRC / "plan.c")]
     subprocess.run(["gcc", *FLAGS, f"-I{CSRC}", *sources, "-o", str(program)],
                    check=True, timeout=scaled(120))  # fmt: skip
     return program
@@ -121,7 +122,7 @@ def test_the_runner_would_see_a_wild_read(runner: Path, tmp_path: Path) -> None:
     text = (CSRC / "plan.c").read_text()
     blind.write_text(text.replace("return -EINVAL;", ";"))
     program = tmp_path / "blind"
-    subprocess.run(["gcc", *FLAGS, "-w", f"-I{CSRC}", str(HERE / "runner.c"), str(blind),
+    subprocess.run(["gcc", *FLAGS, "-w", f"-I{CSRC}", *SOURCES, str(blind),
                     "-o", str(program)], check=True, timeout=scaled(120))  # fmt: skip
     with pytest.raises(AssertionError, match=r"Sanitizer|runtime error"):
         _verdicts(program, mutants(random.Random(2), 200))

@@ -8,14 +8,16 @@ import warnings
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
+    initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from pod.kit import ended, own_process, pidfds
+from pod.kit import ended, on_term, own_process, pidfds, wait_log
 from support import scaled
 
 import nsbox
@@ -134,13 +136,28 @@ def test_a_dropped_container_warns_and_is_ended() -> None:
         assert ended(pidfd, 5)
 
 
+#: What is run, and the code that stop() leads to, without and with nsbox-init: as PID 1 a
+#: program does not hear a signal for which it has no handler.
+PAYLOADS = {
+    "deaf": ("echo up; exec sleep 1000", {False: -9, True: -15}),
+    "handler": (on_term("exit 3").replace("ready", "up"), {False: 3, True: 3}),
+}
+
+
 class Lifecycle(RuleBasedStateMachine):
-    """The model is the status, and whether it ever ran."""
+    """The model: the status, the code once it is known, and what was written."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.box = nsbox.Container(["sleep", "1000"])
-        self.model, self.ran = "created", False
+        self.box = nsbox.Container(["true"])
+        self.model, self.code, self.log = "created", None, ""
+        self.at_stop = 0
+
+    @initialize(payload=st.sampled_from(sorted(PAYLOADS)), init=st.booleans())
+    def make(self, payload: str, init: bool) -> None:
+        script, codes = PAYLOADS[payload]
+        self.box = nsbox.Container(["sh", "-c", script], init=init, name="box")
+        self.at_stop = codes[init]
 
     def teardown(self) -> None:
         self.box.close()
@@ -155,15 +172,18 @@ class Lifecycle(RuleBasedStateMachine):
         if self.model != "created":
             self.refuses("start")
             return
-        self.box.start()
-        self.model, self.ran = "running", True
+        assert self.box.start() is self.box
+        self.model, self.log = "running", "up\n"
+        wait_log(self.box, "up")
 
-    @rule()
-    def stop(self) -> None:
+    @rule(grace=st.sampled_from([0, 10]))
+    def stop(self, grace: float) -> None:
         if self.model == "created":
             self.refuses("stop")
             return
-        assert self.box.stop(grace=1) == (-9 if self.ran else None)
+        if self.model == "running":
+            self.code = self.at_stop if grace else -9
+        assert self.box.stop(grace=scaled(grace)) == self.code
         self.model = "stopped"
 
     @rule()
@@ -173,6 +193,7 @@ class Lifecycle(RuleBasedStateMachine):
             return
         self.box.kill()
         if self.model == "running":
+            self.code = -9
             assert self.box.wait(scaled(5)) == -9
         self.model = "stopped"
 
@@ -187,18 +208,57 @@ class Lifecycle(RuleBasedStateMachine):
     def wait_for_nothing(self) -> None:
         self.refuses("wait")
 
+    @precondition(lambda self: self.model == "stopped")
+    @rule()
+    def wait_for_what_has_ended(self) -> None:
+        if self.code is None:
+            with pytest.raises(nsbox.StateError, match="never ran"):
+                self.box.wait()
+        else:
+            assert self.box.wait() == self.code
+
     @rule()
     def close(self) -> None:
         self.box.close()
+        if self.model == "running":
+            self.code = -9
         self.model = "stopped"
+
+    @rule()
+    def result(self) -> None:
+        if self.code is None:
+            self.refuses("result")
+            return
+        result = self.box.result()
+        assert result.returncode == self.code
+        assert result.reason is (nsbox.Reason.SIGNALED if self.code < 0 else nsbox.Reason.EXITED)
+
+    @rule()
+    def execute(self) -> None:
+        args = ["sh", "-c", "echo also; exit 6"]
+        if self.model != "running":
+            with pytest.raises(nsbox.StateError):
+                self.box.exec(args)
+            return
+        done = self.box.exec(args, capture_output=True)
+        assert (done.returncode, done.stdout) == (6, b"also\n")
+
+    @rule()
+    def explain(self) -> None:
+        steps = [step.name for step in self.box.explain().steps]
+        assert "clone3" in steps
+        assert steps[-1] == "exec"
 
     @invariant()
     def a_process_exists_exactly_while_running(self) -> None:
+        running = self.model == "running"
         assert self.box.status() == self.model
-        assert (self.box.pid is not None) == (self.model == "running")
-        assert (self.box.nspid == 1) == (self.model == "running")
-        assert bool(self.box.namespaces) == (self.model == "running")
-        assert (self.box.pidfd >= 0) == (self.model == "running")
+        assert (self.box.pid is not None) == running
+        assert (self.box.nspid == 1) == running
+        assert bool(self.box.namespaces) == running
+        assert (self.box.pidfd >= 0) == running
+        assert self.box.logs() == self.log
+        assert repr(self.box).startswith(f"<nsbox.Container {self.box.name!r} {self.model}")
 
 
 def test_any_sequence_of_verbs_keeps_to_the_table() -> None:

@@ -197,6 +197,19 @@ def test_refused(field: str, keywords: dict[str, Any]) -> None:
     assert str(caught.value).startswith(f"{field}: ")
 
 
+@PURE
+@pytest.mark.parametrize("call", [nsbox.Popen, nsbox.explain, nsbox.Container], ids=repr)
+def test_refused_by_every_other_way_in(call: Any) -> None:
+    """By the same field. Only run() knows timeout=, and a Container reads files at its start."""
+    for case in BAD:
+        field, keywords = case.values
+        if field == "timeout" or (call is nsbox.Container and "a Path that" in case.id):
+            continue
+        with pytest.raises(SpecError) as caught:
+            call(**{"args": ["true"], **keywords})
+        assert caught.value.field == field, case.id
+
+
 def test_refusals_leave_nothing() -> None:
     """Neither a process nor a descriptor: the leak check looks after this test."""
     for case in BAD:
