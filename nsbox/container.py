@@ -555,8 +555,9 @@ class Container(Control):
         """A file or directory of the running container to *dst* of the caller's.
 
         Whatever the payload does with it meanwhile: no link is followed out of the container or
-        in the tree, nothing but regular files is read, and nothing of it has a set-id bit. A
-        file replaces *dst*, at once; a directory must not be there.
+        in the tree, nothing but regular files is read, and nothing of it has a set-id bit;
+        what is in /proc and /sys is left out. A file replaces *dst*, at once; a directory must
+        not be there.
 
         Args:
             max_bytes: of content, in all; apparent size, so that a sparse file is too large.
@@ -574,8 +575,10 @@ class Container(Control):
             units.count(max_files, "max_files"),
             units.count(depth, "depth", most=copying.MOST_DEPTH),
         )
+        source, target = container_path(src, "src"), host_path(dst, "dst")
+        mounts = [mount.dst for mount in self.spec.mounts if mount.kind in ("proc", "sysfs")]
         with self._root() as root:
-            return copying.copy_out(root, container_path(src, "src"), host_path(dst, "dst"), bounds)
+            return copying.copy_out(root, source, target, bounds, ("/proc", "/sys", *mounts))
 
     @contextmanager
     def _root(self) -> Iterator[int]:

@@ -22,7 +22,7 @@ from nsbox import _core, changes, mountapi
 from nsbox.errors import CopyError, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _PATH_ONLY = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -151,8 +151,10 @@ class _Level:
 
 
 class _Copy:
-    def __init__(self, bounds: Bounds, rights: _Rights, links: bool) -> None:
-        self.bounds, self.rights, self.links = bounds, rights, links
+    def __init__(
+        self, bounds: Bounds, rights: _Rights, links: bool, avoid: frozenset[int] = frozenset()
+    ) -> None:
+        self.bounds, self.rights, self.links, self.avoid = bounds, rights, links, avoid
         self.files = self.size = 0
         self.skipped: list[tuple[str, str]] = []
 
@@ -198,8 +200,11 @@ class _Copy:
                 os.close(fd)
 
     def _opened(self, fd: int, target: int, new: bytes, path: bytes, levels: list[_Level]) -> None:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
+        status = os.fstat(fd)
+        mode = status.st_mode
+        if status.st_dev in self.avoid:
+            self._skip(path, "file of the kernel's", levels)
+        elif stat.S_ISDIR(mode):
             self.files -= 1
             if len(levels) >= self.bounds.depth:
                 raise CopyError(errno.ELOOP, path, f"more than {self.bounds.depth} levels deep")
@@ -210,13 +215,16 @@ class _Copy:
             with self.rights.own():
                 said = os.readlink(b"", dir_fd=fd)
             os.symlink(said, new, dir_fd=target)
-        elif levels:
-            self.files -= 1
-            if len(self.skipped) >= min(self.bounds.files, 100_000):
-                raise CopyError(errno.EMFILE, path, "too much that is no file")
-            self.skipped.append((os.fsdecode(path), _KINDS[stat.S_IFMT(mode)]))
         else:
-            raise CopyError(errno.EINVAL, path, f"a {_KINDS[stat.S_IFMT(mode)]}")
+            self._skip(path, _KINDS[stat.S_IFMT(mode)], levels)
+
+    def _skip(self, path: bytes, what: str, levels: list[_Level]) -> None:
+        if not levels:
+            raise CopyError(errno.EINVAL, path, f"a {what}")
+        self.files -= 1
+        if len(self.skipped) >= min(self.bounds.files, 100_000):
+            raise CopyError(errno.EMFILE, path, "too much that is no file")
+        self.skipped.append((os.fsdecode(path), what))
 
     def _directory(self, fd: int, target: int, new: bytes, path: bytes, mode: int) -> _Level:
         with self.rights.own():
@@ -326,13 +334,29 @@ def _parent_of(path: str) -> tuple[int, bytes]:
         return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
 
 
-def copy_out(root: int, src: str, dst: str, bounds: Bounds) -> Copied:
-    """*src* in the sandbox with this *root* to *dst* of the caller's."""
+def _kernels_own(root: int, places: Iterable[str]) -> frozenset[int]:
+    """Devices of procfs and sysfs in the sandbox. The caller's rights are not those of the payload,
+    and a link of its could lead a copy to what only root may read there."""
+    found = set()
+    for place in places:
+        try:
+            fd = mountapi.open_in_root(root, os.fsencode(place), os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        found.add(os.fstat(fd).st_dev)
+        os.close(fd)
+    return frozenset(found - {os.fstat(root).st_dev})
+
+
+def copy_out(root: int, src: str, dst: str, bounds: Bounds, kernels: Iterable[str]) -> Copied:
+    """*src* in the sandbox with this *root* to *dst* of the caller's; nothing of what is mounted
+    at *kernels*."""
     source, name = _parent_in(root, src)
     try:
         target, new = _parent_of(dst)
         try:
-            copy = _Copy(bounds, _Rights(), links=False)
+            avoid = _kernels_own(root, kernels)
+            copy = _Copy(bounds, _Rights(), links=False, avoid=avoid)
             _replace(copy, source, name, target, new, b"")
             return copy.done()
         finally:

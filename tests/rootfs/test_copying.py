@@ -128,6 +128,20 @@ def test_a_magic_link_is_a_door_that_stays_shut(tmp_path: Path, path: str) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.kernel
+@pytest.mark.parametrize("proc", ["pids", "full"])
+def test_a_link_on_the_way_does_not_make_the_callers_rights_read_proc(
+    tmp_path: Path, proc: str
+) -> None:
+    with box("ln -s /proc/1 /tmp/w; ln -s /more/1 /tmp/v", proc=proc,
+             mounts=[Mount.proc("/more")]) as container:  # fmt: skip
+        for path in ("/tmp/w/environ", "/tmp/v/environ", "/proc/1/status"):
+            assert os.path.exists(f"/proc/{container.pid}/root/proc/1/environ")
+            with pytest.raises(nsbox.CopyError, match="of the kernel's"):
+                container.copy_out(path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_to_a_file_of_the_hosts_gives_nothing(tmp_path: Path) -> None:
     (tmp_path / "HOSTMARK").write_text("secret")
     with box(f"ln -s {tmp_path} /tmp/d; ln -s / /tmp/root") as container:

@@ -229,9 +229,12 @@ def test_a_root_is_the_same_from_a_template_and_without(box: Path) -> None:
     for switch in ("0", "1"):
         done = subprocess.run(
             [sys.executable, "-c", CLASSIC, str(box)],
-            env={**os.environ, "NSBOX_TEMPLATES": switch}, capture_output=True, text=True,
-            timeout=kit.PATIENCE, check=True,
-        )  # fmt: skip
+            env={**os.environ, "NSBOX_TEMPLATES": switch},
+            capture_output=True,
+            text=True,
+            timeout=kit.PATIENCE,
+            check=True,
+        )
         first, _, said[switch] = done.stdout.partition("\n")
         assert first == ("['open']" if switch == "0" else "['setns']")
     assert said["0"] == said["1"]
