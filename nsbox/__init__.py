@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from nsbox.command import run as run
     from nsbox.container import Container as Container
+    from nsbox.diagnosis import Check as Check
+    from nsbox.diagnosis import Report as Report
+    from nsbox.diagnosis import doctor as doctor
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
     from nsbox.errors import NsboxError as NsboxError
@@ -45,6 +48,7 @@ __version__ = "0.1.0.dev0"
 #: Public name -> the module that has it.
 _WHERE = {
     "Backoff": "podspec",
+    "Check": "diagnosis",
     "CommandError": "errors",
     "CommandNotFound": "errors",
     "Completed": "result",
@@ -59,6 +63,7 @@ _WHERE = {
     "Popen": "popen",
     "Reason": "result",
     "RemoteError": "errors",
+    "Report": "diagnosis",
     "Rootfs": "spec",
     "SetupError": "errors",
     "SpecError": "errors",
@@ -67,6 +72,7 @@ _WHERE = {
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
+    "doctor": "diagnosis",
     "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",
