@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m nsbox.doctor``: what this host can do. The function is in ``diagnosis.py``."""
+"""``python -m nsbox.doctor``, as ``nsbox doctor``. The function is in ``diagnosis.py``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from nsbox import diagnosis
 
 if __name__ == "__main__":
-    report = diagnosis.doctor()
-    print(report)
-    sys.exit(0 if report.ok else 1)
+    from nsbox.cli import main
+
+    sys.exit(main(["doctor", *sys.argv[1:]]))
 
 # Whoever imports this as a module must not find it in the place of the function nsbox.doctor.
 sys.modules[__name__] = diagnosis.doctor  # type: ignore[assignment]

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sandboxes of all owners of this user that run now: from the registry and /proc.
+
+Launchers are known by the locks they hold; what they started and still guard is a sandbox.
+Nothing is written when a sandbox starts, unless it has a name: then a note in the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from nsbox import cgroup, launcher, registry
+from nsbox.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_MOST_NOTE = 4096
+_SIGTERM, _SIGKILL = 15, 9
+
+
+class ProcStat(NamedTuple):
+    """Of /proc/PID/stat: *start* in ticks since boot, *cpu* in seconds with reaped children."""
+
+    pid: int
+    parent: int
+    start: int
+    cpu: float
+    rss: int
+
+
+def proc_stat(pid: int) -> ProcStat:
+    """Raises OSError when there is no such process. proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    cpu = sum(int(n) for n in fields[11:15]) / _TICKS
+    return ProcStat(pid, int(fields[1]), int(fields[19]), cpu, int(fields[21]) * _PAGE)
+
+
+def proc_table() -> dict[int, ProcStat]:
+    """Every process that is visible."""
+    table = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                table[int(name)] = proc_stat(int(name))
+            except OSError:
+                continue
+    return table
+
+
+def command_of(pid: int) -> list[str]:
+    """Its command line, which is its own word; [] when it has none, or is gone."""
+    try:
+        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [part.decode("utf-8", "surrogateescape") for part in raw.rstrip(b"\0").split(b"\0")]
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One that runs.
+
+    Attributes:
+        pid: its first process, PID 1 inside; the id that ``find`` takes.
+        start: when that started, in ticks since boot: with the pid, its identity.
+        name: what its owner calls it, or "".
+        owner: the process that made it.
+        launcher: the process that guards it.
+        kind: ``"run"`` (PID 1 is nsbox-init), ``"container"`` or ``"pause"`` (holds namespaces).
+        command: of the payload, by its own word.
+        cgroups: its directories.
+    """
+
+    pid: int
+    start: int
+    name: str
+    owner: int
+    launcher: int
+    kind: str
+    command: tuple[str, ...]
+    cgroups: tuple[str, ...]
+
+    @property
+    def age(self) -> float:
+        """Seconds since it started."""
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - self.start / _TICKS)
+
+    def open(self) -> int:
+        """A pidfd of it: never of a process that has its number by now.
+
+        Raises:
+            StateError: it has ended.
+        """
+        gone = StateError(f"sandbox {self.name or self.pid} has ended", status="stopped")
+        try:
+            fd = os.pidfd_open(self.pid)
+        except OSError as e:
+            raise gone from e
+        try:
+            now = proc_stat(self.pid)
+            same = (now.start, now.parent) == (self.start, self.launcher)
+        except OSError:
+            same = False
+        if not same or _ended(fd):  # alive after the look: the look was at this process
+            os.close(fd)
+            raise gone
+        return fd
+
+    def heeds(self, sig: int) -> bool:
+        """Whether its PID 1 passes the signal on, or has a handler; else it never sees it."""
+        if self.kind == "run":
+            return True
+        try:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except OSError:
+            return False
+        status = {key: value.split() for key, _, value in (line.partition(":") for line in lines)}
+        if status.get("NSpid", ["0"])[-1] != "1":
+            return True
+        return bool(int(status["SigCgt"][0], 16) >> (sig - 1) & 1)
+
+    def send(self, sig: int) -> None:
+        """A signal to its first process. Raises StateError when it has ended."""
+        fd = self.open()
+        try:
+            signal.pidfd_send_signal(fd, sig)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fd)
+
+    def stop(self, grace: float = 10.0) -> None:
+        """As ``Container.stop``: SIGTERM, and SIGKILL after *grace* seconds; waits for the end."""
+        fd = self.open()
+        try:
+            if grace > 0 and self.heeds(_SIGTERM):
+                signal.pidfd_send_signal(fd, _SIGTERM)
+                if _ended(fd, grace):
+                    return
+            signal.pidfd_send_signal(fd, _SIGKILL)
+            _ended(fd, 10.0)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fd)
+
+
+def _ended(pidfd: int, within: float = 0.0) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(within * 1000))
+
+
+# -- notes ------------------------------------------------------------------------------------
+
+
+def note(name: str, pid: int) -> str:
+    """Let other processes know a sandbox of this one by a name; returns the note's path.
+
+    The launcher removes it when this process ends, and ``gc()`` when both do.
+    """
+    path = f"{registry.directory()}/{launcher.current().entry.prefix}{pid}-note"
+    text = json.dumps({"name": name, "pid": pid, "start": registry.start_time(pid)})
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+    return path
+
+
+def forget(path: str) -> None:
+    """The sandbox of this note has ended."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _names(prefix: str) -> dict[tuple[int, int], str]:
+    """(pid, start) -> name, of one owner's notes. A note may be half written, or stale."""
+    found = {}
+    for file in os.listdir(registry.directory()):
+        if file.startswith(prefix) and file.endswith("-note"):
+            try:
+                with open(f"{registry.directory()}/{file}") as opened:
+                    said = json.loads(opened.read(_MOST_NOTE))
+                found[int(said["pid"]), int(said["start"])] = str(said["name"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+    return found
+
+
+# -- what runs --------------------------------------------------------------------------------
+
+
+def _describe(pid: int, table: dict[int, ProcStat]) -> tuple[str, tuple[str, ...]]:
+    """(kind, the payload's command)."""
+    args = command_of(pid)
+    if args[:2] == ["nsbox-init", "init"]:
+        children = [other for other, stat in table.items() if stat.parent == pid]
+        payload = command_of(min(children)) if children else []
+        return "run", tuple(payload)
+    if args[:1] == ["nsbox-init"]:
+        return "pause", tuple(args)
+    return "container", tuple(args)
+
+
+def _cgroups(pid: int, prefix: str) -> tuple[str, ...]:
+    """Its directories, as this process sees them, that its owner made for it."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return ()
+    mounts = cgroup._mounts()
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        parts = path.split("/")
+        depth = next((i for i, part in enumerate(parts) if part.startswith(prefix)), 0)
+        mount = next((mounts[c] for c in controllers.split(",") if c in mounts), None)
+        if depth and mount is not None:
+            found.append(os.path.normpath(mount + "/".join(parts[: depth + 1])))
+    return tuple(place for place in dict.fromkeys(found) if os.path.isdir(place))
+
+
+def sandboxes() -> list[Sandbox]:
+    """Those of all processes of this user, by pid. A look at a moment: they come and go."""
+    table = proc_table()
+    found = []
+    for prefix, owner, guardian in registry.owners():
+        names = _names(prefix)
+        for pid, stat in table.items():
+            if stat.parent != guardian:
+                continue
+            kind, command = _describe(pid, table)
+            name = names.get((pid, stat.start), "")
+            found.append(Sandbox(pid, stat.start, name, owner, guardian, kind, command,
+                                 _cgroups(pid, prefix)))  # fmt: skip
+    return sorted(found, key=lambda sandbox: sandbox.pid)
+
+
+def find(word: str) -> Sandbox:
+    """The sandbox with this pid or name.
+
+    Raises:
+        StateError: none of this user's, or more than one.
+    """
+    running = sandboxes()
+    found = [one for one in running if one.name == word] if word else []
+    if not found and word.isdecimal():
+        found = [one for one in running if one.pid == int(word)]
+    if not found:
+        raise StateError(f"no sandbox {word!r} runs", status="unknown")
+    if len(found) > 1:
+        pids = ", ".join(str(one.pid) for one in found)
+        raise StateError(f"{len(found)} sandboxes are called {word!r}: {pids}", status="ambiguous")
+    return found[0]
+
+
+# -- what they use ----------------------------------------------------------------------------
+
+
+def members(sandbox: Sandbox, table: dict[int, ProcStat] | None = None) -> list[ProcStat]:
+    """Its processes: PID 1 and all that descend from it."""
+    table = proc_table() if table is None else table
+    children: dict[int, list[ProcStat]] = {}
+    for stat in table.values():
+        children.setdefault(stat.parent, []).append(stat)
+
+    def descend(pid: int) -> Iterator[ProcStat]:
+        for stat in children.get(pid, ()):
+            yield stat
+            yield from descend(stat.pid)
+
+    first = table.get(sandbox.pid)
+    return [] if first is None else [first, *descend(sandbox.pid)]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a sandbox uses at a moment: bytes, processes, seconds. None for no limit."""
+
+    memory: int
+    memory_limit: int | None
+    pids: int
+    pids_limit: int | None
+    cpu: float
+
+
+def _first(sandbox: Sandbox, *files: str) -> int | None:
+    """The first of these files of its cgroups that holds a number."""
+    for directory in sandbox.cgroups:
+        for file in files:
+            value = cgroup._number(f"{directory}/{file}")
+            if value is not None:
+                return value
+    return None
+
+
+def load(sandbox: Sandbox, table: dict[int, ProcStat] | None = None) -> Load:
+    """Of its cgroups where it has some, else the sum of its processes."""
+    processes = members(sandbox, table)
+    memory = _first(sandbox, "memory.current", "memory.usage_in_bytes")
+    limit = _first(sandbox, "memory.max", "memory.limit_in_bytes")
+    pids = _first(sandbox, "pids.current")
+    cpu = sum(stat.cpu for stat in processes)
+    for directory in sandbox.cgroups:
+        if os.path.exists(f"{directory}/cgroup.controllers"):
+            cpu = cgroup._counter(f"{directory}/cpu.stat", "usage_usec") / 1e6
+    return Load(
+        memory=sum(stat.rss for stat in processes) if memory is None else memory,
+        memory_limit=None if limit is None or limit >= 1 << 62 else limit,
+        pids=len(processes) if pids is None else pids,
+        pids_limit=_first(sandbox, "pids.max"),
+        cpu=cpu,
+    )
