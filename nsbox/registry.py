@@ -151,7 +151,16 @@ def gc() -> list[str]:
                 raise
         finally:
             os.close(fd)
+    _drop_stray_notes()
     return removed
+
+
+def _drop_stray_notes() -> None:
+    """Of a launcher that was killed between the removal of its lock file and of its notes."""
+    for name in os.listdir(directory()):
+        prefix = "-".join(name.split("-")[:4]) + "-"
+        if name.endswith("-note") and not os.path.exists(f"{directory()}/{prefix}lock"):
+            _drop_notes(prefix)
 
 
 def _sweep(places: str, prefix: str) -> list[str]:

@@ -14,13 +14,10 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from nsbox import cgroup, launcher, registry
 from nsbox.errors import StateError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -76,7 +73,8 @@ class Sandbox:
         name: what its owner calls it, or "".
         owner: the process that made it.
         launcher: the process that guards it.
-        kind: ``"run"`` (PID 1 is nsbox-init), ``"container"`` or ``"pause"`` (holds namespaces).
+        kind: ``"run"`` (PID 1 is nsbox-init), ``"container"`` (PID 1 is the command),
+            ``"pause"`` (holds namespaces), or ``"starting"``.
         command: of the payload, by its own word.
         cgroups: its directories.
     """
@@ -212,7 +210,7 @@ def _describe(pid: int, table: dict[int, ProcStat]) -> tuple[str, tuple[str, ...
         payload = command_of(min(children)) if children else []
         return "run", tuple(payload)
     if args[:1] == ["nsbox-init"]:
-        return "pause", tuple(args)
+        return ("starting" if args[1:] == ["launcher"] else "pause"), tuple(args)
     return "container", tuple(args)
 
 
@@ -277,14 +275,15 @@ def members(sandbox: Sandbox, table: dict[int, ProcStat] | None = None) -> list[
     children: dict[int, list[ProcStat]] = {}
     for stat in table.values():
         children.setdefault(stat.parent, []).append(stat)
-
-    def descend(pid: int) -> Iterator[ProcStat]:
-        for stat in children.get(pid, ()):
-            yield stat
-            yield from descend(stat.pid)
-
-    first = table.get(sandbox.pid)
-    return [] if first is None else [first, *descend(sandbox.pid)]
+    # a loop, with a note of what was seen: a tree that changes while it is read can have cycles
+    found: dict[int, ProcStat] = {}
+    left = [table[sandbox.pid]] if sandbox.pid in table else []
+    while left:
+        stat = left.pop()
+        if stat.pid not in found:
+            found[stat.pid] = stat
+            left += children.get(stat.pid, ())
+    return list(found.values())
 
 
 @dataclass(frozen=True)

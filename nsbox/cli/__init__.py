@@ -123,8 +123,22 @@ def parser() -> Parser:
     return made
 
 
+def _open_standard_streams() -> None:
+    """Who closed one of ours must not get the payload's bytes into what takes its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    if sys.stdout is None:  # as it is when Python was started so
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    _open_standard_streams()
     made = parser()
     arguments = made.parse_args(argv)
     if arguments.version:

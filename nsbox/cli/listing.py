@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,11 @@ from nsbox.sandboxes import Sandbox, command_of, load, proc_table, sandboxes
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from nsbox.sandboxes import ProcStat
+
+_WORDS = 100  # of a command line, in the tree
 
 
 def user_name(uid: int) -> str:
@@ -113,76 +117,78 @@ def ps(arguments: argparse.Namespace) -> int:
 class Node:
     """A process, the namespaces that it is in and its parent is not, and its children."""
 
-    def __init__(self, stat: ProcStat) -> None:
+    def __init__(self, stat: ProcStat, label: str) -> None:
         self.pid, self.parent = stat.pid, stat.parent
+        self.label = label
         self.ids = _ids(stat.pid)
         self.new: dict[str, int] = {}
-        self.label = ""
         self.children: list[Node] = []
-
-    def interesting(self) -> bool:
-        return bool(self.new or self.label) or any(child.interesting() for child in self.children)
-
-    def prune(self) -> None:
-        """Leave out branches that stay where they began; below what is new, keep all."""
-        if not (self.new or self.label):
-            self.children = [child for child in self.children if child.interesting()]
-            for child in self.children:
-                child.prune()
+        self.kept = False
 
     def text(self) -> str:
-        words = command_of(self.pid)
+        words = " ".join(command_of(self.pid)) or "-"
         marked = f" [{self.label}]" if self.label else ""
         new = "".join(f" +{kind}:{inode}" for kind, inode in self.new.items())
-        return clean(f"{self.pid} {' '.join(words) or '-'}"[:120] + marked + new)
+        return clean(words[:_WORDS] + marked + new)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"pid": self.pid, "command": command_of(self.pid), "sandbox": self.label,
+    def to_json(self, depth: int) -> dict[str, Any]:
+        return {"pid": self.pid, "parent": self.parent, "depth": depth, "sandbox": self.label,
                 "namespaces": self.ids, "new": self.new,
-                "children": [child.to_json() for child in self.children]}  # fmt: skip
+                "command": command_of(self.pid)}  # fmt: skip
 
 
-def forest(root: int | None, everything: bool) -> list[Node]:
-    """The trees to draw: from *root*, or from every process without a visible parent."""
-    nodes = {pid: Node(stat) for pid, stat in sorted(proc_table().items())}
+def _nodes() -> dict[int, Node]:
     labels = {sandbox.pid: label(sandbox) for sandbox in sandboxes()}
-    tops = []
+    nodes = {pid: Node(stat, labels.get(pid, "")) for pid, stat in sorted(proc_table().items())}
     for node in nodes.values():
-        node.label = labels.get(node.pid, "")
         parent = nodes.get(node.parent)
-        if parent is None:
-            tops.append(node)
+        if parent is not None:
+            parent.children.append(node)
+            node.new = {kind: inode for kind, inode in node.ids.items()
+                        if parent.ids.get(kind, inode) != inode}  # fmt: skip
+    return nodes
+
+
+def _keep(nodes: dict[int, Node]) -> None:
+    """What entered namespaces, and all above it. Loops, not recursion: how deep a tree of
+    processes is, a payload decides; and it may change while it is read."""
+    for node in nodes.values():
+        above: Node | None = node if node.new or node.label else None
+        while above is not None and not above.kept:
+            above.kept = True
+            above = nodes.get(above.parent)
+
+
+def forest(root: int | None, everything: bool) -> Iterator[tuple[int, str, Node]]:
+    """(depth, branch as ``tree`` draws it, process), from *root* or from those without a parent
+    that is visible. Below what entered namespaces, everything is shown."""
+    nodes = _nodes()
+    if root is not None and root not in nodes:
+        raise ProcessLookupError(errno.ESRCH, "no such process", str(root))
+    _keep(nodes)
+    tops = [nodes[root]] if root else [n for n in nodes.values() if n.parent not in nodes]
+    whole = everything or root is not None
+    stack = [(0, "", "", whole, node) for node in reversed(tops) if whole or node.kept]
+    seen = set()
+    while stack:
+        depth, first, others, whole, node = stack.pop()
+        if node.pid in seen:
             continue
-        parent.children.append(node)
-        node.new = {kind: inode for kind, inode in node.ids.items()
-                    if parent.ids.get(kind, inode) != inode}  # fmt: skip
-    if root is not None:
-        if root not in nodes:
-            raise ProcessLookupError(3, "no such process", str(root))
-        return [nodes[root]]
-    if not everything:
-        tops = [node for node in tops if node.interesting()]
-        for node in tops:
-            node.prune()
-    return tops
-
-
-def draw(node: Node, first: str = "", others: str = "") -> list[str]:
-    """Lines, with the branches as ``tree`` draws them."""
-    lines = [first + node.text()]
-    for child in node.children:
-        last = child is node.children[-1]
-        lines += draw(
-            child, others + ("└─ " if last else "├─ "), others + ("   " if last else "│  ")
-        )
-    return lines
+        seen.add(node.pid)
+        yield depth, first, node
+        whole = whole or bool(node.new or node.label)
+        children = [child for child in node.children if whole or child.kept]
+        for child in reversed(children):
+            last = child is children[-1]
+            stack.append((depth + 1, others + ("└─ " if last else "├─ "),
+                          others + ("   " if last else "│  "), whole, child))  # fmt: skip
 
 
 def tree(arguments: argparse.Namespace) -> int:
-    tops = forest(arguments.pid, arguments.all)
+    drawn = forest(arguments.pid, arguments.all)
     if arguments.json:
-        print_json([node.to_json() for node in tops])
+        print_json([node.to_json(depth) for depth, _, node in drawn])
         return 0
-    for node in tops:
-        print("\n".join(draw(node)))
+    for _, branch, node in drawn:
+        print(f"{branch}{node.pid} {node.text()}")
     return 0

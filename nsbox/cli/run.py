@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from nsbox.errors import SpecError, Unavailable
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from nsbox.popen import Popen
 
@@ -169,6 +171,9 @@ class Reader:
                 poll.poll()
             except BrokenPipeError:
                 return False
+            except OSError as e:
+                name = "standard output" if self.ours == 1 else "standard error"
+                raise OSError(e.errno, e.strerror, name) from e
         return True
 
     def close(self) -> None:
@@ -285,19 +290,29 @@ def run(arguments: argparse.Namespace) -> int:
     command, options = _command(arguments), keywords(arguments)
     if arguments.tty:
         return _run_on_terminal(command, options)
-    from nsbox import sandboxes
     from nsbox.popen import Popen
     from nsbox.streams import PIPE
 
     forwarder = Forwarder()
     stdin = PIPE if arguments.interactive else None
     with Popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, **options) as process:
-        note = sandboxes.note(arguments.name, process.pid) if arguments.name else ""
-        try:
+        with _named(arguments.name, process.pid):
             forwarder.to(process)
             code = _exit_code(Pump(process).run())
-            _say_why(process)
-            return code
-        finally:
-            if note:
-                sandboxes.forget(note)
+        _say_why(process)
+        return code
+
+
+@contextlib.contextmanager
+def _named(name: str, pid: int) -> Iterator[None]:
+    """Known to ps and the others by this name, while it runs."""
+    if not name:
+        yield
+        return
+    from nsbox import sandboxes
+
+    note = sandboxes.note(name, pid)
+    try:
+        yield
+    finally:
+        sandboxes.forget(note)

@@ -7,14 +7,16 @@ import json
 import os
 import shutil
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cli import kit
 from support import scaled
 
 import nsbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REPORT = 'exec "$PYTHON" -c "import json, nsbox; print(json.dumps(nsbox.doctor().to_json()))"'
 #: Root of a user and a mount namespace of its own, in which nothing done is seen outside.
