@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, watch
+from nsbox import interrupts, probe, sandboxes, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
@@ -97,6 +97,7 @@ class Container:
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
+        self._note = ""
         self._lock = threading.RLock()
 
     # ------------------------------------------------------------ lifecycle
@@ -127,6 +128,10 @@ class Container:
                 stdio.close()
                 raise
             self._status = "running"
+            try:
+                self._note = sandboxes.note(self.name, self._process.pid)
+            except OSError:  # `nsbox ps` shows it without a name
+                pass
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -167,6 +172,7 @@ class Container:
         if self._process is None:
             return
         keeper = watch.get()
+        sandboxes.forget(self._note)
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()

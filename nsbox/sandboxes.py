@@ -7,7 +7,6 @@ Nothing is written when a sandbox starts, unless it has a name: then a note in t
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -167,6 +166,8 @@ def note(name: str, pid: int) -> str:
 
     The launcher removes it when this process ends, and ``gc()`` when both do.
     """
+    import json
+
     path = f"{registry.directory()}/{launcher.current().entry.prefix}{pid}-note"
     text = json.dumps({"name": name, "pid": pid, "start": registry.start_time(pid)})
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -178,7 +179,7 @@ def note(name: str, pid: int) -> str:
 
 
 def forget(path: str) -> None:
-    """The sandbox of this note has ended."""
+    """The sandbox of this note has ended; "" for one that has none."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -187,6 +188,8 @@ def forget(path: str) -> None:
 
 def _names(prefix: str) -> dict[tuple[int, int], str]:
     """(pid, start) -> name, of one owner's notes. A note may be half written, or stale."""
+    import json
+
     found = {}
     for file in os.listdir(registry.directory()):
         if file.startswith(prefix) and file.endswith("-note"):

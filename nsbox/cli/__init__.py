@@ -142,9 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = parser()
     arguments = made.parse_args(argv)
     if arguments.version:
-        from nsbox import __version__
+        import nsbox
 
-        print(f"nsbox {__version__}")
+        print(f"nsbox {nsbox.__version__}")
         return 0
     if not hasattr(arguments, "call"):
         made.print_help(sys.stderr)

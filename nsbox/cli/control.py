@@ -45,7 +45,7 @@ def signal_number(word: str) -> int:
     """9, KILL or SIGKILL."""
     import signal
 
-    if word.isdecimal() and 0 < int(word) < signal.NSIG:
+    if word.isascii() and word.isdecimal() and 0 < int(word) < signal.NSIG:
         return int(word)
     name = "SIG" + word.upper().removeprefix("SIG")
     try:

@@ -281,8 +281,7 @@ def _run_on_terminal(command: list[str], options: dict[str, Any]) -> int:
 
     attach = import_module("nsbox.terminal").attach
     with Popen(command, pty=True, **options) as process:
-        attach(process)
-        return _exit_code(process.wait())
+        return _exit_code(attach(process))
 
 
 def run(arguments: argparse.Namespace) -> int:

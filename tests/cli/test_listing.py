@@ -78,7 +78,18 @@ def test_a_pod_s_pause_is_told_from_its_containers() -> None:
     with nsbox.Pod("web", [nsbox.ContainerSpec("app", ["sleep", "1000"])]) as pod:
         mine = [one for one in sandboxes() if one.owner == os.getpid()]
         assert sorted(one.kind for one in mine) == ["container", "pause"]
-        assert pod["app"].pid in [one.pid for one in mine if one.kind == "container"]
+        assert [(one.pid, one.name) for one in mine if one.kind == "container"] == [
+            (pod["app"].pid, "app")
+        ]
+
+
+def test_a_container_is_known_by_its_name_as_long_as_it_runs() -> None:
+    with nsbox.Container(["sleep", "1000"], name="db") as container:
+        assert find("db").pid == container.pid
+        kit.out(kit.nsbox("kill", "db"))
+        assert container.wait(kit.PATIENCE) == -signal.SIGKILL
+        with pytest.raises(nsbox.StateError, match="no sandbox 'db' runs"):
+            find("db")
 
 
 def test_a_command_line_that_a_payload_made_up_is_not_obeyed_by_the_terminal() -> None:
