@@ -40,7 +40,7 @@ def directory() -> str:
 
 @functools.lru_cache(maxsize=4)
 def _directory(euid: int, runtime: str) -> str:
-    if euid == 0:
+    if euid == 0 and os.access("/run", os.W_OK | os.X_OK):  # not so for root of a user namespace
         path = "/run/nsbox"
     elif runtime and os.access(runtime, os.W_OK | os.X_OK):
         path = f"{runtime}/nsbox"

@@ -140,13 +140,27 @@ class Node:
 def _nodes() -> dict[int, Node]:
     labels = {sandbox.pid: label(sandbox) for sandbox in sandboxes()}
     nodes = {pid: Node(stat, labels.get(pid, "")) for pid, stat in sorted(proc_table().items())}
+    ours = _ids(os.getpid())
     for node in nodes.values():
         parent = nodes.get(node.parent)
         if parent is not None:
             parent.children.append(node)
+            above = _ids_above(node, nodes, ours)
             node.new = {kind: inode for kind, inode in node.ids.items()
-                        if parent.ids.get(kind, inode) != inode}  # fmt: skip
+                        if above.get(kind, inode) != inode}  # fmt: skip
     return nodes
+
+
+def _ids_above(node: Node, nodes: dict[int, Node], ours: dict[str, int]) -> dict[str, int]:
+    """Of the nearest ancestor that we may look at; ours when there is none, such as for a
+    launcher of an ordinary user's, which is not dumpable."""
+    above, seen = nodes.get(node.parent), {node.pid}
+    while above is not None and above.pid not in seen:
+        if above.ids:
+            return above.ids
+        seen.add(above.pid)
+        above = nodes.get(above.parent)
+    return ours
 
 
 def _keep(nodes: dict[int, Node]) -> None:

@@ -20,6 +20,7 @@ from nsbox.sandboxes import find, sandboxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 
@@ -301,6 +302,15 @@ def test_a_tree_as_deep_as_a_payload_can_make_it_is_drawn() -> None:
         nodes = kit.as_json("tree", str(process.pid))
         assert max(node["depth"] for node in nodes) >= 1200
         assert len(kit.as_json("top", str(process.pid))) >= 1200
+
+
+def test_root_of_a_user_namespace_has_a_registry_of_its_own(tmp_path: Path) -> None:
+    """/run is not its to write, and what is in there is somebody else's."""
+    tmp_path.chmod(0o700)
+    script = f'export XDG_RUNTIME_DIR={tmp_path}; "$PYTHON" -m nsbox ps --json'
+    assert json.loads(kit.shell(script, before=("unshare", "--user", "--map-root-user"))) == []
+    if not kit.ROOT:
+        assert (tmp_path / "nsbox").is_dir()
 
 
 # -- gc, explain, doctor ----------------------------------------------------------------------

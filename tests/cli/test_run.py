@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,6 +16,7 @@ from cli import kit
 from support import poll_until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.userns
@@ -24,9 +26,16 @@ def run(*args: str, **keywords: object) -> subprocess.CompletedProcess[str]:
     return kit.nsbox("run", *args, **keywords)
 
 
-def start(*args: str, **keywords: object) -> subprocess.Popen[str]:
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, **keywords}
-    return subprocess.Popen(kit.command("run", *args), cwd=kit.TREE, **options)  # type: ignore[call-overload, no-any-return]
+@contextlib.contextmanager
+def start(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """One that goes on, until the block is left. A shell's background job ignores SIGINT."""
+    command = ["env", "--default-signal=INT", *kit.command("run", *args)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                          cwd=kit.TREE) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read_line(process: subprocess.Popen[str]) -> str:
@@ -131,11 +140,24 @@ def test_the_file_that_is_standard_output_is_not_handed_in(tmp_path: Path) -> No
 
 
 def test_a_reader_who_has_gone_ends_the_command_as_in_a_pipeline() -> None:
-    process = start("yes")
-    assert read_line(process) == "y"
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.wait(kit.PATIENCE) == 128 + signal.SIGPIPE
+    with start("yes") as process:
+        assert read_line(process) == "y"
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(kit.PATIENCE) == 128 + signal.SIGPIPE
+
+
+def test_a_signal_that_the_caller_ignores_is_not_forwarded() -> None:
+    """As nohup has it."""
+    script = "trap 'echo got' HUP; echo ready; while :; do sleep 0.05; done"
+    command = ["env", "--ignore-signal=HUP", *kit.command("run", "sh", "-c", script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=kit.TREE) as process:
+        assert read_line(process) == "ready"
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(kit.PATIENCE) == 143
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
 
 
 def test_output_that_cannot_be_written_is_an_error() -> None:
