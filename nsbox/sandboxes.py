@@ -21,6 +21,7 @@ from nsbox.errors import StateError
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_NOTE = 4096
+_MOST_COMMAND = 4096  # bytes: a payload can make it megabytes
 _SIGTERM, _SIGKILL = 15, 9
 
 
@@ -56,7 +57,8 @@ def proc_table() -> dict[int, ProcStat]:
 def command_of(pid: int) -> list[str]:
     """Its command line, which is its own word; [] when it has none, or is gone."""
     try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(_MOST_COMMAND)
     except OSError:
         return []
     return [part.decode("utf-8", "surrogateescape") for part in raw.rstrip(b"\0").split(b"\0")]

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import shutil
 import signal
+import struct
 import subprocess
+import termios
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +21,7 @@ from cli import kit
 from support import poll_until
 
 import nsbox
+from nsbox import registry
 from nsbox.sandboxes import find, sandboxes
 
 if TYPE_CHECKING:
@@ -119,6 +125,86 @@ def test_who_calls_itself_a_launcher_is_none() -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
+
+
+def test_a_command_line_of_megabytes_is_cut() -> None:
+    with nsbox.Popen(["sh", "-c", "sleep 1000; :", *["x" * 100000] * 20]) as process:
+        said = kit.out(kit.nsbox("ps", "--json"))
+        assert str(process.pid) in said
+        assert len(said) < 20000
+
+
+def test_the_launcher_of_an_owner_is_known_by_its_lock() -> None:
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        (mine,) = [one for one in registry.owners() if one.pid == os.getpid()]
+        with open(f"/proc/{process.pid}/status") as file:
+            status = dict(line.split(":\t", 1) for line in file)
+        assert mine.launcher == int(status["PPid"])
+
+
+def test_a_lock_file_that_nobody_holds_has_no_launcher() -> None:
+    entry = registry.Entry()
+    entry.publish()
+    try:
+        assert entry.prefix not in [one.prefix for one in registry.owners()]
+    finally:
+        os.unlink(entry.path)
+        entry.close()
+
+
+# -- on a terminal ----------------------------------------------------------------------------
+
+
+def on_terminal(*args: str, env: dict[str, str] | None = None, quit_at: bytes = b"") -> str:
+    """What is written to a terminal of 100 columns; ^C once *quit_at* was."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    process = subprocess.Popen(kit.command(*args), stdin=theirs, stdout=theirs, cwd=kit.TREE,
+                               env={**os.environ, "TERM": "xterm", **(env or {})})  # fmt: skip
+    os.close(theirs)
+    said = b""
+    try:
+        while chunk := _read_terminal(ours):
+            said += chunk
+            if quit_at and said.count(quit_at) >= 2:
+                process.send_signal(signal.SIGINT)
+                quit_at = b""
+        assert process.wait(kit.PATIENCE) in (0, 130)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return said.decode()
+
+
+def _read_terminal(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:  # EIO: nobody has it open any more
+        return b""
+
+
+@pytest.mark.parametrize("rich", [True, False], ids=["with rich", "without rich"])
+def test_a_terminal_gets_a_table_that_fits_and_nothing_of_a_payload_s(
+    rich: bool, tmp_path: Path
+) -> None:
+    if rich:
+        pytest.importorskip("rich")
+    else:
+        (tmp_path / "rich.py").write_text("raise ImportError\n")
+    with nsbox.Popen(["sh", "-c", "sleep 1000; :", HOSTILE, "[red]x", "y" * 300]):
+        said = on_terminal("ps", env={} if rich else {"PYTHONPATH": str(tmp_path)})
+    assert ("\x1b[1m" in said) == rich, "bold headings"
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    assert "\\x1b[2J\\x1b]0;owned\\x07" in plain
+    assert not {c for c in plain if not c.isprintable()} - {"\r", "\n"}
+    assert max(map(len, plain.splitlines())) <= 100
+
+
+def test_stats_on_a_terminal_goes_on_until_it_is_interrupted() -> None:
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        said = on_terminal("stats", "--every", "0.1", quit_at=b"\x1b[2J")
+        assert said.count(str(process.pid)) >= 2
 
 
 # -- stop and kill ----------------------------------------------------------------------------
@@ -322,8 +408,6 @@ def test_gc_has_nothing_to_do_and_says_so() -> None:
 
 
 def test_gc_removes_the_note_of_an_owner_that_died_with_its_launcher() -> None:
-    from nsbox import registry
-
     with box("sleep", "1000", name="doomed") as process:
         mine = find("doomed")
         fd = os.pidfd_open(mine.launcher)
