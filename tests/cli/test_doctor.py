@@ -7,16 +7,14 @@ import json
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cli import kit
 from support import scaled
 
 import nsbox
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 REPORT = 'exec "$PYTHON" -c "import json, nsbox; print(json.dumps(nsbox.doctor().to_json()))"'
 #: Root of a user and a mount namespace of its own, in which nothing done is seen outside.
@@ -72,6 +70,32 @@ def test_a_namespace_that_can_be_made_is_reported_so(kind: str) -> None:
 def test_a_cgroup_that_can_be_limited_is_reported_so(name: str) -> None:
     check = nsbox.doctor()[name]
     assert check.ok, check
+
+
+@pytest.mark.cgroup
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("controller", "file", "unlimited"),
+    [("memory", "memory.max", "268435456"), ("pids", "pids.max", "64")],
+)
+def test_a_limit_that_is_not_kept_is_not_reported_as_kept(
+    controller: str, file: str, unlimited: str
+) -> None:
+    """The limit of the trial is taken away behind its back: the check must be able to fail."""
+    from nsbox import diagnosis, trials
+
+    with trials.Trial() as trial:
+        found, directory = trial.attempt(controller)
+        assert found.ok
+        v1 = {"memory.max": ("memory.memsw.limit_in_bytes", "memory.limit_in_bytes")}
+        for name in (file, *v1.get(file, ())):
+            if os.path.exists(f"{directory}/{name}"):
+                Path(f"{directory}/{name}").write_text(unlimited)
+        name = f"{controller} limit"
+        (answer, _) = diagnosis.Prober()([(name, [directory])])[name]
+        assert not answer.ok
+        assert "under a limit of" in answer.detail
+    assert not os.path.exists(directory)
 
 
 @pytest.mark.userns

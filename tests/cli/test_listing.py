@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -257,6 +258,29 @@ def test_a_sandbox_that_has_ended_is_not_signalled_by_its_number() -> None:
         mine.send(signal.SIGKILL)
     with pytest.raises(nsbox.StateError, match="has ended"):
         mine.stop()
+
+
+def test_a_number_that_became_another_process_s_is_not_signalled() -> None:
+    """Neither one of the user's own, nor another sandbox that got it since."""
+    with (
+        subprocess.Popen(["sleep", "1000"]) as other,
+        nsbox.Popen(["sleep", "1000"]) as process,
+    ):
+        mine = find(str(process.pid))
+        start = registry.start_time(other.pid)
+        for stale in (
+            dataclasses.replace(mine, pid=other.pid),
+            dataclasses.replace(mine, pid=other.pid, start=start),
+            dataclasses.replace(mine, start=mine.start - 1),
+        ):
+            with pytest.raises(nsbox.StateError, match="has ended"):
+                stale.send(signal.SIGKILL)
+            with pytest.raises(nsbox.StateError, match="has ended"):
+                stale.stop(0)
+        assert (other.poll(), process.poll()) == (None, None)
+        mine.send(signal.SIGKILL)
+        assert process.wait(kit.PATIENCE) == -signal.SIGKILL
+        other.kill()
 
 
 def test_a_name_that_two_have_is_refused() -> None:
