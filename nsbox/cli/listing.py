@@ -25,6 +25,8 @@ _WORDS = 100  # of a command line, in the tree
 def user_name(uid: int) -> str:
     import pwd
 
+    if uid < 0:
+        return "-"
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -72,7 +74,7 @@ def ls(arguments: argparse.Namespace) -> int:
         return 0
     headings = ("TYPE", "ID", "NPROCS", "PID", "OWNER", "SANDBOX", "COMMAND")
     print_table(headings, [
-        (r["type"], r["id"], r["processes"], r["pid"], r["owner"],
+        (r["type"], r["id"], r["processes"], r["pid"] or "-", r["owner"],
          ",".join(marked.get(n.id, [])) or "-", r["command"])
         for r, n in zip(rows, found, strict=True)
     ])  # fmt: skip
