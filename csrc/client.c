@@ -228,19 +228,20 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd and record->pid are filled in as soon as they are known.
+ * *pidfd and record->pid are filled in as soon as they are known. -ETIMEDOUT: no record came
+ * for so long.
  */
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd)
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms)
 {
 	struct nsb_record early = { .kind = 0 };
 	int pid = record->pid;
 	bool executing = false;
 
 	for (;;) {
-		int got = nsb_receive(channel, record, pidfd, -1);
+		int got = nsb_receive(channel, record, pidfd, timeout_ms);
 
-		if (got < 0)
-			return got;
+		if (got <= 0)
+			return got ? got : -ETIMEDOUT;
 		if (record->kind == NSB_SPAWNED) {
 			pid = record->pid;
 			if (early.kind)

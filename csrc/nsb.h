@@ -80,6 +80,7 @@ enum nsb_opcode {
 	NSB_OP_EXECING,
 	NSB_OP_EXEC,
 	NSB_OP_PAUSE,
+	NSB_OP_OPEN,
 	NSB_OP_MAX,
 };
 
@@ -89,6 +90,7 @@ enum nsb_op_flag {
 	NSB_CHRDEV = 4,	       /* open_tree: refuse what is not character device n */
 	NSB_MAKE_TARGET = 8,   /* attach, mount: make the destination when it is missing */
 	NSB_CHOWN = 16,	       /* mkdir: new directories belong to c:m */
+	NSB_AS_IS = 32,	       /* procfs, root_tree: the one that is there, not a new mount */
 };
 
 struct nsb_op {
@@ -103,9 +105,10 @@ struct nsb_op {
 
 enum nsb_plan_flag {
 	NSB_PLAN_DENY_SETGROUPS = 1,
-	NSB_PLAN_INIT = 2,	/* PID 1 is nsbox-init: it announces STARTED and EXITED */
-	NSB_PLAN_FORK = 4,	/* never share the launcher's memory (set-up may block) */
-	NSB_PLAN_SPARE_NET = 8, /* NEWNET may be one that the launcher has ready */
+	NSB_PLAN_INIT = 2,	    /* PID 1 is nsbox-init: it announces STARTED and EXITED */
+	NSB_PLAN_FORK = 4,	    /* never share the launcher's memory (set-up may block) */
+	NSB_PLAN_SPARE_NET = 8,	    /* NEWNET may be one that the launcher has ready */
+	NSB_PLAN_LAUNCHER_NET = 16, /* NEWNET has to be one that the launcher made */
 };
 
 /* A plan: this header, nops ops, then a pool. Offsets count from the plan's first byte. */
@@ -133,6 +136,7 @@ enum nsb_at {
 	NSB_AT_REQUEST,
 	NSB_AT_CLONE,
 	NSB_AT_ID_MAP,
+	NSB_AT_NET,
 };
 
 enum nsb_kind {
@@ -174,7 +178,7 @@ int nsb_launcher_start(int exe, int control, int lock, int owner_pidfd);
 int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds);
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd);
+int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int timeout_ms);
 int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */
 

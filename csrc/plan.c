@@ -45,6 +45,7 @@ static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_RLIMIT] = { NUM, NIL, NIL },
 	[NSB_OP_FD] = { SLOT, NIL, NIL },
 	[NSB_OP_EXEC] = { STR, NIL, NIL },
+	[NSB_OP_OPEN] = { STR, SLOT, NIL },
 };
 /* clang-format on */
 

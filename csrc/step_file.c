@@ -135,7 +135,11 @@ int step_symlink(struct nsb_ctx *cx, const struct nsb_op *op)
 /* A procfs that is attached nowhere: no mount that a payload prepared can redirect a write. */
 int step_procfs(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	cx->proc = nsb_new_mount(cx, "proc", op->a ? nsb_str(cx, op->a) : "", 0);
+	cx->call = "openat";
+	if (op->flags & NSB_AS_IS) /* a joiner's: it is still where only the owner has mounted */
+		cx->proc = sys_openat(AT_FDCWD, "/proc", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	else
+		cx->proc = nsb_new_mount(cx, "proc", op->a ? nsb_str(cx, op->a) : "", 0);
 	return cx->proc < 0 ? cx->proc : 0;
 }
 

@@ -132,7 +132,10 @@ int step_root_tmpfs(struct nsb_ctx *cx, const struct nsb_op *op)
 
 int step_root_tree(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	return become_root(cx, cx->slots[op->a]);
+	if (!(op->flags & NSB_AS_IS))
+		return become_root(cx, cx->slots[op->a]);
+	cx->root = cx->slots[op->a];
+	return 0;
 }
 
 int step_root_here(struct nsb_ctx *cx, const struct nsb_op *op)

@@ -4,6 +4,17 @@
 
 #include <sys/socket.h>
 
+/* A file of the host's: the namespace that setns will come back to. */
+int step_open(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	int fd;
+
+	cx->call = "openat";
+	fd = sys_openat(AT_FDCWD, nsb_str(cx, op->a), O_RDONLY | O_CLOEXEC, 0);
+	cx->slots[op->b] = fd;
+	return fd < 0 ? fd : 0;
+}
+
 /* setns(2), of a namespace descriptor, or (Linux 5.8) of several at once by a pidfd. */
 int step_setns(struct nsb_ctx *cx, const struct nsb_op *op)
 {

@@ -49,6 +49,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_EXECING] = step_execing,
 	[NSB_OP_EXEC] = step_exec,
 	[NSB_OP_PAUSE] = step_pause,
+	[NSB_OP_OPEN] = step_open,
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

@@ -121,7 +121,7 @@ class Starting:
     def pid(self) -> int:
         return int(self._raw.pid)
 
-    def next(self) -> Record:
-        """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does."""
-        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd))
+    def next(self, timeout_ms: int = -1) -> Record:
+        """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, timeout_ms))
         return _record(self._raw)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nsbox import creds, mounts
 from nsbox.build import SLOT_IDS, Build
@@ -14,27 +15,33 @@ from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
+    JOIN,
     Clone3,
     EnterCgroup,
+    LauncherNet,
     MakeCgroup,
     MakeDirs,
     Number,
     Options,
     Pair,
+    RootTree,
     SetLimit,
     Setns,
     Simple,
-    Slot,
     Text,
     Unshare,
     mounts_private,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SIGKILL = 9
 _CPU_PERIOD_US = 100_000
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
+_LATE = ("cgroup", "time")
 _NOT_YET = ("memory_high", "cpu_weight", "cpuset", "io", "cpu_time", "net_priority")
 
 
@@ -101,6 +108,8 @@ def _add_cgroup(build: Build) -> None:
     """Host steps: the directories and their limits, before the child that they are for."""
     files = _cgroup_limits(build)
     if not files:
+        if "pid" in build.join:
+            build.applied["pid"] = "shared: without a cgroup, it ends with its mount namespace"
         return
     controllers = tuple(dict.fromkeys(file.file.partition(".")[0] for file in files))
     build.add(MakeCgroup(controllers, "limits"), *files)
@@ -124,14 +133,31 @@ def _add_clone(build: Build) -> None:
     in_cgroup = any(slot.kind == "cgroup" for slot in build.passed)
     flags = Clone(0)
     for kind in build.new:
-        later = (kind == "cgroup" and in_cgroup) or (kind == "mnt" and build.template)
+        copied = kind == "mnt" and build.template and not build.in_userns
+        later = (kind == "cgroup" and in_cgroup) or copied
         flags |= Clone(0) if later else NAMESPACES[kind]
     into = in_cgroup and build.host.cgroup_version == 2
+    if _launcher_net(build):
+        build.add(LauncherNet("net"))
+        build.flags |= PlanFlag.LAUNCHER_NET
     build.add(Clone3(flags, into, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:
         _add_id_map(build)
+
+
+def _launcher_net(build: Build) -> bool:
+    """Whether the network namespace need not be the sandbox's own to change: without a capability
+    it could not, and the launcher may have one ready."""
+    return (
+        build.has_new("net")
+        and build.in_userns
+        and build.template  # a joiner enters it, before there is a user namespace
+        and build.host.spare_net
+        and build.host.net_sysctls
+        and not creds.kept_capabilities(build)
+    )
 
 
 def _add_id_map(build: Build) -> None:
@@ -149,18 +175,45 @@ def _add_id_map(build: Build) -> None:
         build.flags |= PlanFlag.DENY_SETGROUPS
 
 
-def _add_joins(build: Build, joined: Slot | None) -> None:
-    if joined is None:
-        return
+def _add_setns(build: Build, kinds: Iterable[str]) -> None:
     flags = Clone(0)
-    for kind in build.join:
+    for kind in kinds:
         flags |= NAMESPACES[kind]
-    build.add(Setns(joined, flags, "namespaces"))
+    if flags:
+        build.add(Setns(JOIN, flags, "namespaces"))
+
+
+def _add_joins(build: Build) -> None:
+    """In the joiner, before the child: it is born into the namespaces, and none sees it enter."""
+    if "pid" in build.join:
+        # It is seen by strangers, who could stop it, and with it who waits for its memory.
+        build.flags |= PlanFlag.FORK
+        if build.profile.oom_score_adj:
+            _add_early_oom_score(build, build.profile.oom_score_adj)
+    _add_setns(build, (kind for kind in build.join if kind not in _LATE))
+
+
+def _add_late_joins(build: Build) -> None:
+    """By the child: in the cgroup namespace CLONE_INTO_CGROUP would not see where it comes
+    from, and a time namespace is only entered with a memory of one's own."""
+    _add_setns(build, (kind for kind in build.join if kind in _LATE))
+    if "time" in build.join:
+        build.flags |= PlanFlag.FORK
+
+
+def _add_early_oom_score(build: Build, score: int) -> None:
+    """What is dumpable for a moment must not be seen by others: the joiner is not."""
+    build.add(
+        Number(Opcode.DUMPABLE, "dumpable", "1, to own its /proc files", 1, "profile"),
+        Options(Opcode.PROCFS, "procfs", (), 0, "profile", int(OpFlag.AS_IS)),
+        Pair(Opcode.SYSCTL, "sysctl", "self/oom_score_adj", str(score), "profile"),
+        Number(Opcode.DUMPABLE, "dumpable", "0", 0, "profile"),
+    )
 
 
 def _port_sysctls(build: Build) -> list[tuple[str, str]]:
     """In a network of its own, ports below 1024 and ping need no privilege."""
-    if not build.has_new("net") or build.profile.capabilities is None:
+    if not build.has_new("net") or build.profile.capabilities is None or _launcher_net(build):
         return []
     last = build.gid if build.id_map == "single" else SLOT_IDS - 1
     first = build.gid if build.id_map == "single" else 0
@@ -176,7 +229,7 @@ def _add_proc_writes(build: Build) -> None:
     if build.profile.lock_userns and "user" in build.new:
         writes.append(("sys/user/max_user_namespaces", "0", "profile"))
         build.applied["user-namespace lock"] = "max_user_namespaces=0"
-    score = build.profile.oom_score_adj
+    score = 0 if "pid" in build.join else build.profile.oom_score_adj  # given by the joiner
     possible = build.capable and (build.own("pid") or not build.in_userns)
     possible = possible and (build.has_new("mnt") or not build.in_userns)
     if not (writes or score):
@@ -208,7 +261,7 @@ def _add_oom_score(build: Build, score: int) -> None:
 
 
 def _add_names(build: Build) -> None:
-    if build.has_new("net"):
+    if build.has_new("net") and not _launcher_net(build):
         build.add(Simple(Opcode.LO_UP, "lo", "up", "net"))
     if build.spec.hostname is not None:
         if not build.own("uts"):
@@ -249,7 +302,7 @@ def _working_directory(spec: Spec) -> str:
 
 def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
-    if build.has_new("mnt") or build.spec.cwd is not None:
+    if build.own("mnt") or build.spec.cwd is not None:
         build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
     build.add(Number(Opcode.UMASK, "umask", "022", 0o022, "profile"))
     creds.add_credentials(build)
@@ -258,7 +311,7 @@ def _add_process(build: Build) -> None:
     creds.add_rlimits(build)
     build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
     build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))
-    if build.spec.init and build.own("pid"):
+    if build.spec.init and build.has_new("pid"):
         build.flags |= PlanFlag.INIT
         build.add(Simple(Opcode.INIT, "init", "PID 1 is nsbox-init; its child goes on", "init"))
         build.add(Simple(Opcode.SETSID, "setsid", "", "profile"))
@@ -303,13 +356,17 @@ def _finish(build: Build, env: tuple[str, ...], args: tuple[str, ...]) -> Plan:
     )
 
 
-def _set_up(build: Build, joined: Slot | None) -> None:
+def _set_up(build: Build) -> None:
     """Everything up to the process: cgroup, namespaces, mounts, names."""
     _add_cgroup(build)
-    _add_joins(build, joined)
+    _add_joins(build)
+    if build.template and build.in_userns:
+        # A joiner enters it, while it has the right to, and clones: the copy is the sandbox's.
+        build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
     _add_clone(build)
     _enter_cgroup(build)
-    if build.template:
+    _add_late_joins(build)
+    if build.template and not build.in_userns:
         slot = build.pass_slot("mntns", "template")
         build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
     parts = mounts.MountParts(build) if build.has_new("mnt") else None
@@ -344,8 +401,9 @@ def compile_spec(
     """
     build = _start(spec, host, join, join_map)
     build.template = template and mounts.fits_template(build)
-    joined = build.pass_slot("pidfd", "join") if join else None
-    _set_up(build, joined)
+    if join:
+        build.pass_slot(*JOIN)
+    _set_up(build)
     memory = build.spec.limits.memory
     binds = any(mount.kind == "bind" for mount in build.spec.mounts)
     if binds or (isinstance(memory, int) and memory < _TIGHT_MEMORY):
@@ -354,6 +412,42 @@ def compile_spec(
     env = _environment(build)
     _add_exec(build, env)
     return _finish(build, env, build.spec.args)
+
+
+def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) -> Plan:
+    """The plan of one more process of a sandbox: in all that is the sandbox's, making nothing.
+
+    Args:
+        base: the sandbox's own spec.
+        spec: of the process; profile, capabilities and rlimits are the sandbox's.
+        inside: the plan of the sandbox.
+        id_map: of its user namespace, see ``Build.id_map``.
+    """
+    build = Build(spec, host, inside.kinds, id_map=id_map)
+    creds.decide_ids(build)
+    creds.check_same_id(build, base)
+    build.passed += [slot for slot in inside.passed if slot.kind == "cgroup"]
+    if build.passed:
+        build.enforcement.update(inside.enforcement)
+    if build.join:
+        build.pass_slot(*JOIN)
+    build.flags |= PlanFlag.FORK  # into a memory cgroup that may be full
+    _add_joins(build)
+    _add_clone(build)
+    _enter_cgroup(build)
+    _add_late_joins(build)
+    if build.own("mnt") and spec.root.kind == "inherit":
+        # The caller's root may be below that of its namespace, which is where setns(2) leads.
+        build.add(
+            RootTree(build.pass_slot("root", "of the sandbox"), "root", as_is=True),
+            Simple(Opcode.CHROOT, "chroot", "", "root"),
+        )
+    if "user" in build.join:
+        creds.become_setup_ids(build)
+    _add_process(build)
+    env = _environment(build)
+    _add_exec(build, env)
+    return _finish(build, env, spec.args)
 
 
 def _finish_pause(build: Build, detail: str, source: str) -> Plan:
@@ -375,16 +469,21 @@ def wants_template(spec: Spec, host: Host) -> bool:
 
 def compile_template(spec: Spec, host: Host) -> Plan:
     """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
-    build = _start(spec, host)
-    build.new = ("mnt",)
+    build = _start(replace(spec, pass_fds=()), host)
+    inside = build.in_userns
+    build.new = ("mnt", "pid") if inside else ("mnt",)
     build.flags |= PlanFlag.FORK
-    build.add(Clone3(Clone.NEWNS, False, "root"))
+    build.add(Clone3(Clone.NEWNS | (Clone.NEWPID if inside else Clone(0)), False, "root"))
     parts = mounts.MountParts(build)
     assert parts.root is not None
     mounts.add_root(build, parts.root)
     if build.spec.root.kind == "host":
         for path in ("/proc", mounts.TMP):
             build.add(MakeDirs(path, 0o755, "root"))
+    if inside:
+        # A user namespace may mount procfs only where one is in full sight: here that of a pid
+        # namespace that ends with the holder, and so shows nothing.
+        mounts.add_empty_proc(build)
     mounts.add_pivot(build)
     return _finish_pause(build, "until its namespace is held", "root")
 
@@ -392,15 +491,17 @@ def compile_template(spec: Spec, host: Host) -> Plan:
 def compile_pause(spec: Spec, host: Host) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
-    It is PID 1 of a pid namespace of its own and sees an empty root, so that it pins none of
-    the host's file systems.
+    It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
+    /dev/shm, so that it pins none of the host's file systems.
     """
     build = _start(spec, host)
     _add_clone(build)
     build.add(mounts_private("pod"))
     creds.become_setup_ids(build)
-    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "2"))
+    empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "4"))
     build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))
+    shm_bytes = 64 * mounts.MIB  # what Kubernetes' runtimes give a pod
+    build.add(mounts.new_shared_memory(mounts.SHM, "pod", size=shm_bytes, make=True))
     _add_proc_writes(build)
     _add_names(build)
     build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))

@@ -13,10 +13,11 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, probe, sandboxes, watch
+from nsbox import enter, interrupts, probe, sandboxes, watch
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.names import NAMESPACES
+from nsbox.namespace import kill_members
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.streams import PIPE, Sink, connect, take
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from nsbox.plan import Plan
+    from nsbox.popen import Popen
     from nsbox.process import Ended, Process
     from nsbox.spec import Spec
 
@@ -34,7 +36,14 @@ _SIGTERM, _SIGKILL = 15, 9
 #: status -> the verbs allowed in it, and the status that each leads to.
 TRANSITIONS: dict[str, dict[str, str]] = {
     "created": {"start": "running", "close": "stopped"},
-    "running": {"stop": "stopped", "kill": "running", "wait": "stopped", "close": "stopped"},
+    "running": {
+        "stop": "stopped",
+        "kill": "running",
+        "exec": "running",
+        "popen": "running",
+        "wait": "stopped",
+        "close": "stopped",
+    },
     "stopped": {"stop": "stopped", "kill": "stopped", "wait": "stopped", "close": "stopped"},
 }
 
@@ -94,6 +103,7 @@ class Container:
         self._process: Process | None = None
         self._ended: Ended | None = None
         self._verdict = Verdict()
+        self._members = 0
         self._log = Log()
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
@@ -132,6 +142,7 @@ class Container:
                 self._note = sandboxes.note(self.name, self._process.pid)
             except OSError:  # `nsbox ps` shows it without a name
                 pass
+            self._members = self._known_by_mounts()
             keeper = watch.get()
             for number in (1, 2):
                 if number in stdio.ours:
@@ -144,6 +155,18 @@ class Container:
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
         return self
+
+    def _known_by_mounts(self) -> int:
+        """The mount namespace by which its processes are found, when its end ends neither a
+        pid namespace nor a cgroup. 0: no need, or it has ended already."""
+        process = self._process
+        assert process is not None
+        if process.cgroup is not None or "pid" not in process.plan.joined:
+            return 0
+        try:
+            return os.stat(f"/proc/{process.pid}/ns/mnt").st_ino
+        except OSError:
+            return 0
 
     def _time_out(self) -> None:
         with self._lock:
@@ -177,6 +200,8 @@ class Container:
         if self._wall is not None:
             self._wall.cancel()
         self._process.close()
+        if self._members:
+            kill_members("mnt", self._members)
         for sink in self._sinks:
             keeper.remove(sink.fd)
             sink.drain()
@@ -237,6 +262,41 @@ class Container:
         except OSError:
             pass
         return False
+
+    def exec(self, args: Any, **keywords: Any) -> Completed:
+        """Run one more command in it and wait for its end: ``docker exec``.
+
+        It is a member of all of the container's namespaces and of its cgroup, with its root,
+        its environment and its restrictions. Its end is not the container's; the container's
+        end is also its own.
+
+        Args:
+            args: the program and its arguments, a list.
+            user, cwd: instead of the container's; *env* comes on top of the container's.
+            stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
+                After *timeout* its process group is killed; what left that goes on.
+
+        Raises:
+            StateError: it is not running, or ended meanwhile.
+            SpecError, SetupError, TimeoutExpired, CommandError: as for ``run``.
+        """
+        return enter.execute(*self._entered("exec"), args, **keywords)
+
+    def popen(self, args: Any, **keywords: Any) -> Popen:
+        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, the streams, *text*."""
+        return enter.popen(*self._entered("popen"), args, keywords)
+
+    def _entered(self, verb: str) -> tuple[Process, Spec, str]:
+        """What is entered: its process, its spec, and how its user namespace maps ids."""
+        if self._process is not None:
+            self._process.check_mine()
+        self.status()
+        with self._lock:
+            self._allow(verb)
+            process = self._process
+            assert process is not None
+            step = process.plan.id_map
+            return process, self.spec, step.kind if step else self._join[2]
 
     def kill(self) -> None:
         """SIGKILL to every process in it; ``wait()`` for the end."""

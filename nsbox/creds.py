@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsbox.build import SLOT_IDS
+from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.profile import PROFILES
 from nsbox.steps import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
 
 if TYPE_CHECKING:
-    from nsbox.build import Build
     from nsbox.host import Host
     from nsbox.spec import Spec
 
@@ -59,6 +58,16 @@ def _check_mapped(build: Build) -> None:
             raise SpecError(field, f"{value} is not mapped: ids inside are below {SLOT_IDS}")
 
 
+def check_same_id(build: Build, base: Spec) -> None:
+    """Where one id is mapped, a second process of *base* can have no other."""
+    own = Build(base, build.host, build.join, id_map=build.id_map)
+    decide_ids(own)
+    if build.id_map == "single" and (own.uid, own.gid) != (build.uid, build.gid):
+        raise Unavailable("user", f"only the id {own.uid}:{own.gid} is mapped here",
+                          hint="apt-get install uidmap, and a range in /etc/subuid and "
+                               "/etc/subgid")  # fmt: skip
+
+
 def id_map_step(build: Build) -> IdMap:
     """What is written to /proc/PID/uid_map, and by whom."""
     host = build.host
@@ -79,7 +88,8 @@ def become_setup_ids(build: Build) -> None:
         )
 
 
-def _kept_capabilities(build: Build) -> int:
+def kept_capabilities(build: Build) -> int:
+    """The mask of what the payload has; raises Unavailable where the caller has not."""
     spec = build.spec
     names = build.profile.capabilities if spec.capabilities is None else spec.capabilities
     has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
@@ -97,7 +107,7 @@ def _kept_capabilities(build: Build) -> int:
 def add_credentials(build: Build) -> None:
     """Bounding set, groups, gid, uid, capabilities, no_new_privs: in this order."""
     profile, spec = build.profile, build.spec
-    kept = _kept_capabilities(build)
+    kept = kept_capabilities(build)
     has = ALL_CAPABILITIES if build.in_userns else build.host.capabilities
     lowers = kept != has
     if lowers and build.capable:

@@ -26,6 +26,8 @@ class Host:
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
         spare_net: the launcher may make network namespaces ahead.
+        net_sysctls: it can write those of a network namespace, below /proc/sys/net.
+        templates: roots may be built once and entered, see templates.py.
     """
 
     euid: int = 0
@@ -40,6 +42,8 @@ class Host:
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     spare_net: bool = True
+    net_sysctls: bool = True
+    templates: bool = True
 
     @functools.cached_property
     def _hash(self) -> int:

@@ -6,15 +6,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
-from nsbox.names import MountAttr, Opcode
+from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
+    JOIN,
     Attach,
     File,
     MakeDirs,
     NewMount,
+    Open,
     Options,
     Pair,
     RootTree,
+    Setns,
     Simple,
     Slot,
     Text,
@@ -26,18 +29,28 @@ if TYPE_CHECKING:
     from nsbox.spec import Mount
 
 MIB, PAGE = 1 << 20, 4096
+SHM = "/dev/shm"
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
 TMP = "/tmp"
 
 
+def _proc_kind(build: Build) -> str:
+    return build.spec.proc or build.profile.proc
+
+
 def fits_template(build: Build) -> bool:
     """Whether a template can hold the root: nothing of it is one sandbox's own."""
     spec = build.spec
+    if build.in_userns and (not build.has_new("pid") or _proc_kind(build) == "none"):
+        return False  # it would have no procfs in sight, and so could mount none
+    if build.in_userns and spec.root.kind == "dir" and not spec.root.ro:
+        return False  # what is made in it must be the sandbox's own
     return (
         build.host.privileged
         and build.has_new("mnt")
-        and not build.in_userns
+        and build.id_map in ("", "slot")
+        and build.host.templates
         and not build.join
         and spec.root.kind in ("host", "dir")
         and spec.root.method == "pivot_root"
@@ -146,12 +159,38 @@ def _scratch(build: Build) -> bool:
     return build.spec.profile != "none" and build.spec.root.kind != "inherit"
 
 
-def _add_scratch(build: Build, make: bool) -> None:
+def new_shared_memory(
+    dst: str, source: str, *, size: int = 16 * MIB, make: bool = False
+) -> NewMount:
+    """Where shm_open(3) has its files."""
+    options = (("mode", "1777"), ("size", str(size)), ("nr_inodes", "1024"))
+    return NewMount("tmpfs", dst, options, _SAFE | int(MountAttr.NOEXEC), source, make)
+
+
+def _pick_shared_memory(build: Build) -> Slot:
+    """The POSIX half of a joined IPC namespace: a tree of the mount namespace of who is joined.
+
+    Only a member can copy a tree out of it, so the child goes there and comes back, before
+    anything else depends on where it is.
+    """
+    home = Slot("file", "/proc/self/ns/mnt")
+    build.add(
+        Open(str(home.key), home, "pod"),
+        Setns(build.pass_slot(*JOIN), Clone.NEWNS, "pod"),
+    )
+    tree = build.open_tree(SHM, 0, "pod", recursive=False)
+    build.add(Setns(home, Clone.NEWNS, "pod"))
+    return tree
+
+
+def _add_scratch(build: Build, make: bool, shared_memory: Slot | None) -> None:
     spec, limits = build.spec, build.spec.limits
     if _scratch(build):
         safe = _SAFE | int(MountAttr.NOEXEC)
-        options = (("mode", "1777"), ("size", str(16 * MIB)), ("nr_inodes", "1024"))
-        build.add(NewMount("tmpfs", "/dev/shm", options, safe, "profile", False))
+        if shared_memory is not None:
+            build.add(Attach(shared_memory, SHM, "pod", False))
+        else:
+            build.add(new_shared_memory(SHM, "profile"))
         if build.own("ipc"):
             build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
     asked = bool(spec.files) or limits.disk is not None or limits.inodes is not None
@@ -185,8 +224,8 @@ def setup_ids(build: Build) -> tuple[int, int]:
 
 
 def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
-    kind = build.spec.proc or build.profile.proc
-    if build.spec.root.kind == "inherit" and not build.has_new("pid"):
+    kind = _proc_kind(build)
+    if build.spec.root.kind == "inherit" and not build.own("pid"):
         return
     if kind == "none" or any(m.kind == "proc" and m.dst == "/proc" for m in build.spec.mounts):
         return
@@ -194,10 +233,19 @@ def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
         build.add(Attach(bound, "/proc", "proc", make))
         build.applied["proc"] = "the caller's, bound: no pid namespace"
         return
-    options = (("subset", "pid"), ("hidepid", "invisible")) if kind == "pids" else ()
+    options: tuple[tuple[str, str], ...] = ()
+    if kind == "pids":
+        options = (("subset", "pid"), ("hidepid", "invisible"))
+    if "pid" in build.join:
+        options = options[:1]  # who shares their processes wants to see them, whoever they are
     attrs = int(MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOEXEC)
     build.add(NewMount("proc", "/proc", options, attrs, "proc", make))
     build.applied["proc"] = kind
+
+
+def add_empty_proc(build: Build) -> None:
+    """For a template: the mount point must be there, as for the sandbox's own."""
+    build.add(NewMount("proc", "/proc", (), _SAFE | int(MountAttr.NOEXEC), "proc", False))
 
 
 def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, make: bool) -> None:
@@ -235,14 +283,16 @@ class MountParts:
         self.root = None if build.template else RootParts(build)
         # Only a member of a pid namespace that its user namespace owns may mount procfs.
         self.proc: Slot | None = None
-        bind_proc = self.root and build.in_userns and not build.has_new("pid")
-        if bind_proc and (build.spec.proc or build.profile.proc) != "none":
+        bind_proc = self.root and build.in_userns and not build.own("pid")
+        if bind_proc and _proc_kind(build) != "none":
             self.proc = build.open_tree("/proc", _SAFE, "proc")
         self.binds: dict[int, Slot] = {}
         for i, mount in enumerate(build.spec.mounts):
             if mount.kind == "bind":
                 attrs = _SAFE | (_READONLY if mount.ro else 0)
                 self.binds[i] = build.open_tree(mount.src, attrs, f"mounts[{i}]")
+        joins = "ipc" in build.join and _scratch(build)
+        self.shared_memory = _pick_shared_memory(build) if joins else None
 
 
 def add_mounts(build: Build, parts: MountParts) -> None:
@@ -253,7 +303,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     else:
         add_root(build, parts.root)
     _add_proc(build, parts.proc, make)
-    _add_scratch(build, make)
+    _add_scratch(build, make, parts.shared_memory)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)
 

@@ -55,6 +55,7 @@ class Opcode(enum.IntEnum):
     EXECING = 41
     EXEC = 42
     PAUSE = 43
+    OPEN = 44
 
 
 class OpFlag(enum.IntFlag):
@@ -65,6 +66,7 @@ class OpFlag(enum.IntFlag):
     CHRDEV = 4
     MAKE_TARGET = 8
     CHOWN = 16
+    AS_IS = 32
 
 
 class PlanFlag(enum.IntFlag):
@@ -74,6 +76,7 @@ class PlanFlag(enum.IntFlag):
     INIT = 2
     FORK = 4
     SPARE_NET = 8
+    LAUNCHER_NET = 16
 
 
 class At(enum.IntEnum):
@@ -83,6 +86,7 @@ class At(enum.IntEnum):
     REQUEST = 0x7FFFFF01
     CLONE = 0x7FFFFF02
     ID_MAP = 0x7FFFFF03
+    NET = 0x7FFFFF04
 
 
 class Kind(enum.IntEnum):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +68,34 @@ def _command(pid: int) -> str:
 
 def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def kill_members(kind: str, ns_id: int, within_s: float = 2.0) -> None:
+    """SIGKILL to every process of a namespace, until none is left or *within_s* has passed."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        found = [pid for pid in _pids() if _is_member(pid, kind, ns_id)]
+        for pid in found:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                continue
+            try:
+                if _is_member(pid, kind, ns_id):  # the number may be another's by now
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            except OSError:
+                pass
+            finally:
+                os.close(pidfd)
+        if not found:
+            return
+
+
+def _is_member(pid: int, kind: str, ns_id: int) -> bool:
+    try:
+        return namespace_id(pid, kind) == ns_id
+    except OSError:
+        return False
 
 
 def namespaces(pid: int | None = None) -> list[NamespaceInfo]:

@@ -4,14 +4,29 @@
 from __future__ import annotations
 
 import errno
+import functools
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nsbox.names import At, PlanFlag
-from nsbox.steps import Clone3, IdMap, OpenTree, Pool, Slot, Slots
+from nsbox.names import NAMESPACES, At, Clone, PlanFlag
+from nsbox.steps import (
+    JOIN,
+    Clone3,
+    IdMap,
+    LauncherNet,
+    Open,
+    OpenTree,
+    Pool,
+    Setns,
+    Slot,
+    Slots,
+    Unshare,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsbox.steps import ChildStep, Step
 
 MAGIC = 0x3142534E
@@ -19,6 +34,14 @@ NONE = 0x7FFFFFFF
 MAX_OPS, MAX_PASSED, MAX_SLOTS = 4096, 32, 160  # NSB_MAX_*
 _HEADER = struct.Struct("<8IiIi3IQ")
 _OP = struct.Struct("<HHIIIQQ")
+_PLACES = {At.CLONE: Clone3, At.ID_MAP: IdMap, At.NET: LauncherNet}  # of failure, but for ops
+
+
+def _kinds(flags: Iterable[Clone]) -> tuple[str, ...]:
+    every = Clone(0)
+    for some in flags:
+        every |= some
+    return tuple(kind for kind, flag in NAMESPACES.items() if flag in every)
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,16 @@ class Plan:
     def id_map(self) -> IdMap | None:
         return next((step for step in self.steps if isinstance(step, IdMap)), None)
 
+    @functools.cached_property
+    def joined(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are entered, of a process in slot ("pidfd", "join")."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, Setns) and s.slot == JOIN)
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of namespaces that are not the launcher's: made, or entered."""
+        return _kinds(s.flags for s in self.steps if isinstance(s, (Clone3, Setns, Unshare)))
+
     @property
     def joins(self) -> int:
         """How many child steps come before clone3: they run in a joiner."""
@@ -62,24 +95,24 @@ class Plan:
 
     def timeline_index(self, op: int) -> int:
         """The step that a record's ``op`` is about."""
-        if op in (At.CLONE, At.REQUEST, At.NOWHERE):
+        if op in (At.REQUEST, At.NOWHERE):
             return self.steps.index(self.clone)
-        if op == At.ID_MAP:
-            return next(i for i, step in enumerate(self.steps) if isinstance(step, IdMap))
+        for place, kind in _PLACES.items():
+            if op == place:
+                return next(i for i, step in enumerate(self.steps) if isinstance(step, kind))
         return self.child_steps()[op][0]
 
     def op_index(self, step: int) -> int:
         """The op, or place, at which the child or the launcher fails when *step* is to fail."""
-        if isinstance(self.steps[step], Clone3):
-            return At.CLONE
-        if isinstance(self.steps[step], IdMap):
-            return At.ID_MAP
+        for place, kind in _PLACES.items():
+            if isinstance(self.steps[step], kind):
+                return place
         return next((n for n, (i, _) in enumerate(self.child_steps()) if i == step), NONE)
 
     def _slots(self) -> Slots:
         slots = {slot: number for number, slot in enumerate(self.passed)}
         for step in self.steps:
-            if isinstance(step, OpenTree):
+            if isinstance(step, (Open, OpenTree)):
                 slots.setdefault(step.slot, len(slots))
         return slots
 

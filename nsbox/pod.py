@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import probe, watch
@@ -19,6 +20,7 @@ from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
 from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
+from nsbox.ports import explain_conflict
 from nsbox.process import Process, dev_null, spawn
 from nsbox.result import Reason
 from nsbox.sandbox import check_spec
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nsbox.podspec import Clock, ContainerSpec
+    from nsbox.popen import Popen
+    from nsbox.result import Completed
 
 
 class PodContainer:
@@ -72,6 +76,14 @@ class PodContainer:
         """Output of this attempt and the one before."""
         return self._log + (self._current.logs() if self._current is not None else "")
 
+    def exec(self, args: Any, **keywords: Any) -> Completed:
+        """``Container.exec`` in the present attempt: StateError when none runs."""
+        return self.current.exec(args, **keywords)
+
+    def popen(self, args: Any, **keywords: Any) -> Popen:
+        """``Container.popen`` in the present attempt."""
+        return self.current.popen(args, **keywords)
+
     def kill(self) -> None:
         """SIGKILL to every process in it; the restart policy decides what follows."""
         self.current.kill()
@@ -101,6 +113,8 @@ class Pod:
         init_containers: run one after another to their end before, or ``Sidecar``.
         primary: the container whose end ends the pod.
         restart_policy: ``"Always"``, ``"OnFailure"`` or ``"Never"``.
+        share_process_namespace: one pid namespace for all, in which pause is PID 1 and reaps:
+            containers see each other's processes, and can signal them as users can.
         net: ``"none"``: a loopback that all containers share; or ``"host"``.
         backoff: delays between restarts.
         clock: where time comes from.
@@ -125,8 +139,7 @@ class Pod:
     ) -> None:
         self.name = name
         self._check(name, containers, init_containers, primary, restart_policy, net)
-        if share_process_namespace:
-            raise Unavailable("share_process_namespace", "not in this version of nsbox")
+        self.share_process_namespace = bool(share_process_namespace)
         if volumes:
             raise Unavailable("volumes", "not in this version of nsbox",
                               alternatives=("mounts= of a container",))  # fmt: skip
@@ -185,7 +198,10 @@ class Pod:
 
     def _check_container(self, container: PodContainer) -> Spec:
         try:
-            return check_spec(container.spec.args, self._keywords(container))
+            spec = check_spec(container.spec.args, self._keywords(container))
+            if spec.init and self.share_process_namespace:
+                raise SpecError("init", "pause is PID 1 of a pod that shares its pid namespace")
+            return spec
         except SpecError as e:
             raise SpecError(f"containers[{container.name!r}].{e.field}",
                             str(e).partition(": ")[2]) from e  # fmt: skip
@@ -248,6 +264,7 @@ class Pod:
         """Not under the pod's lock: a container that ends at once is told of by the watch."""
         current = Container(container.spec.args, name=container.name, **self._keywords(container))
         kinds = ("user", "ipc") + (("net",) if self.net == "none" else ())
+        kinds += ("pid",) if self.share_process_namespace else ()
         with self._condition:
             if self._stopping or self._pause is None:
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
@@ -285,8 +302,11 @@ class Pod:
                 return
             if container.state.reason == "ContainerCreating":
                 self._note("Started", container)
-            container.last_state = container.state = _terminated(current)
-            self._note("Died", container, container.state.reason)
+            state = _terminated(current)
+            if state.reason == "Error":
+                state = replace(state, message=self._port_conflict(current))
+            container.last_state = container.state = state
+            self._note("Died", container, ": ".join(filter(None, (state.reason, state.message))))
             self._pause_news()  # what ended both is not a crash of this one
             if self._stopping or not self._restarts(container):
                 self._maybe_complete()
@@ -299,6 +319,13 @@ class Pod:
                 container.state = State("Waiting", "CrashLoopBackOff")
                 self._note("BackOff", container, f"restart in {delay:g} s")
             container._timer = self.clock.call_later(delay, lambda: self._restart(container))
+
+    def _port_conflict(self, current: Container) -> str:
+        """Who holds the port that it could not bind, if that is what it died of."""
+        if self._pause is None:
+            return ""
+        members = {c.name: c.pid for c in self._all.values() if c.pid}
+        return explain_conflict(current.logs(), self._pause.pid, members)
 
     @staticmethod
     def _restarts(container: PodContainer) -> bool:
@@ -347,7 +374,9 @@ class Pod:
             if self._pause is None:
                 return
             try:
-                if self._pause.poll() is None:
+                # In its own pid namespace the others end before it: then they tell of its end.
+                dying = self.share_process_namespace and self._pause.exiting()
+                if (self._pause.wait(5) if dying else self._pause.poll()) is None:
                     return
             except StateError:
                 pass
@@ -487,6 +516,9 @@ class Pod:
             state = " ".join(filter(None, (container.state.name, container.state.reason)))
             lines.append(f"  {container.name:<16} {state:<24} restarts {container.restart_count}"
                          f"  pid {pid}")  # fmt: skip
+            last = container.last_state
+            if last is not None and last.message and container.state.name != "Running":
+                lines.append(f"  {'':<16} {last.message}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:

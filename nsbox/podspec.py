@@ -104,12 +104,16 @@ class Sidecar(ContainerSpec):
 
 @dataclass(frozen=True)
 class State:
-    """Of a container: ``"Waiting"``, ``"Running"`` or ``"Terminated"``, and why."""
+    """Of a container: ``"Waiting"``, ``"Running"`` or ``"Terminated"``, and why.
+
+    *reason* is a word of Kubernetes'; *message* says more, to people.
+    """
 
     name: str
     reason: str = ""
     exit_code: int | None = None
     signal: int | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True)

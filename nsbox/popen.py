@@ -28,9 +28,12 @@ from nsbox.sandbox import build_spec, launch
 from nsbox.streams import PIPE, connect, take
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
-    from nsbox.streams import Sink
+    from nsbox.spec import Spec
+    from nsbox.streams import Sink, Stdio
 
 
 class Popen:
@@ -52,8 +55,37 @@ class Popen:
         **keywords: Any,
     ) -> None:
         self._closed = True
-        self.spec = build_spec(args, keywords)
-        self.args = list(self.spec.args)
+        spec = build_spec(args, keywords)
+        self._begin(spec, functools.partial(launch, spec), stdin, stdout, stderr, text)
+
+    @classmethod
+    def _of(
+        cls,
+        spec: Spec,
+        start: Callable[[Stdio], Process],
+        *,
+        stdin: Any = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        text: bool = False,
+    ) -> Popen:
+        """One that is started in another way: in a sandbox that is there."""
+        self = cls.__new__(cls)
+        self._closed = True
+        self._begin(spec, start, stdin, stdout, stderr, text)
+        return self
+
+    def _begin(
+        self,
+        spec: Spec,
+        start: Callable[[Stdio], Process],
+        stdin: Any,
+        stdout: Any,
+        stderr: Any,
+        text: bool,
+    ) -> None:
+        self.spec, self.args = spec, list(spec.args)
+        self._launch = start
         self._text = text
         self._verdict = Verdict()
         self._ended: Ended | None = None
@@ -73,7 +105,7 @@ class Popen:
     def _start(self, stdin: Any, stdout: Any, stderr: Any) -> None:
         self._stdio = connect(stdin, stdout, stderr)
         try:
-            self._process = self._launch()
+            self._process = self._launch(self._stdio)
         except BaseException:
             self._stdio.close()
             raise
@@ -82,9 +114,6 @@ class Popen:
         self.stdin, self.stdout, self.stderr = (self._open(n) for n in range(3))
         self._relays = sinks_of(self._stdio, None, ())
         self._watch()
-
-    def _launch(self) -> Process:
-        return launch(self.spec, self._stdio)
 
     def _open(self, number: int) -> Any:
         if number != 0 and number not in self._keep:

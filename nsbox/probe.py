@@ -145,6 +145,8 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
+        net_sysctls=os.access("/proc/sys/net/ipv4/ping_group_range", os.W_OK),
+        templates=os.environ.get("NSBOX_TEMPLATES") != "0",
     )
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
+#: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
+PATIENCE_S = 10.0
+_PF_EXITING = 4  # of the flags in proc_pid_stat(5)
+_PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
 
 
 class Ended(NamedTuple):
@@ -59,9 +63,10 @@ _HINTS = {
     ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
     ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
     ("clone3", errno.EPERM): "user namespaces may be restricted here "
-    "(kernel.apparmor_restrict_unprivileged_userns, or a container's seccomp filter)",
+    "(kernel.apparmor_restrict_unprivileged_userns, a container's seccomp filter, a chroot)",
     ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
     ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
+    ("clone3", errno.ETIMEDOUT): "something among the processes that it joins has stopped it",
     ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
     ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
     ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
@@ -123,6 +128,10 @@ class Process:
         """Whether this process made it; a forked child holds copies that are not its to end."""
         return os.getpid() == self._owner
 
+    def check_mine(self) -> None:
+        """Raises StateError in a forked child of the process that made it."""
+        launcher.check_owner(self._owner)
+
     def poll(self) -> Ended | None:
         """How it ended, or None while it runs.
 
@@ -171,6 +180,15 @@ class Process:
         self._lost = True
         self.ended_at = time.monotonic()
         self.kill()
+
+    def exiting(self) -> bool:
+        """It is about to end: a PID 1 first waits until all others of its namespace are gone."""
+        try:
+            with open(f"/proc/{self.pid}/stat") as file:
+                flags = int(file.read().rpartition(")")[2].split()[6])
+        except OSError:
+            return False
+        return bool(flags & _PF_EXITING)
 
     def wait(self, timeout: float | None = None) -> Ended | None:
         """Waits until it has ended; None when *timeout* (seconds) passed."""
@@ -221,10 +239,37 @@ class Process:
                 os.close(pidfd)
 
     def kill(self) -> None:
-        """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1."""
+        """SIGKILL to all of it: the kernel ends a pid namespace with its PID 1.
+
+        Without one of its own, the cgroup's members, or else the payload's process group.
+        """
         self.send_signal(signal.SIGKILL)
-        if self.cgroup is not None and not self.plan.clone.flags & Clone.NEWPID:
-            self.cgroup.kill()
+        if not self.plan.clone.flags & Clone.NEWPID:
+            if self.cgroup is not None:
+                self.cgroup.kill()
+            else:
+                self._kill_group()
+
+    def _kill_group(self) -> None:
+        """The payload leads a session, and so a group (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9)."""
+        with self._lock:
+            if self.pidfd >= 0 and self._ended is None and self.mine():
+                try:
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGKILL, None, _PROCESS_GROUP)
+                except OSError:  # not known here, no group yet, or nobody is left in it
+                    pass
+
+    def dup_pidfd(self) -> int:
+        """A pidfd of the caller's own; no other thread can close it under its feet.
+
+        Raises:
+            StateError: it has ended.
+        """
+        launcher.check_owner(self._owner)
+        with self._lock:
+            if self.pidfd < 0 or self._ended is not None:
+                raise StateError("it has ended", status="stopped")
+            return os.dup(self.pidfd)
 
     @property
     def oom_fd(self) -> int:
@@ -294,13 +339,16 @@ def spawn(
     *,
     parent: launcher.Launcher | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
+    patience: float = PATIENCE_S,
 ) -> Process:
     """Run a plan up to the payload's execve.
 
     Args:
-        descriptors: for every slot in ``plan.passed`` but the cgroup's; they stay the caller's.
+        descriptors: for every slot in ``plan.passed`` but those of a cgroup that the plan
+            makes; they stay the caller's.
         parent: the launcher; the current one when it is not given.
         inject: a step to fail, for tests.
+        patience: seconds for set-up, where it happens among processes that can stop it.
 
     Raises:
         SetupError: a step failed; everything was undone.
@@ -310,7 +358,7 @@ def spawn(
     for _ in range(2):  # it may have been killed while nobody looked
         parent = parent or launcher.current()
         try:
-            return _spawn(plan, descriptors, parent, inject)
+            return _spawn(plan, descriptors, parent, inject, patience)
         except _LauncherGone:
             if parent.alive():  # it had no descriptor left even for the channel
                 break
@@ -324,7 +372,11 @@ class _LauncherGone(Exception):
 
 
 def _spawn(
-    plan: Plan, descriptors: Mapping[Slot, int], parent: launcher.Launcher, inject: Injection
+    plan: Plan,
+    descriptors: Mapping[Slot, int],
+    parent: launcher.Launcher,
+    inject: Injection,
+    patience: float,
 ) -> Process:
     with ExitStack() as undo:
         with interrupts.Held():
@@ -339,8 +391,9 @@ def _spawn(
             undo.callback(process.release)
             undo.callback(process.end)
             process._undo = undo.pop_all()
+    deadline = process.started_at + patience if "pid" in plan.joined else None
     try:
-        _await_start(process)
+        _await_start(process, deadline)
     except BaseException:
         process.close()
         raise
@@ -383,7 +436,7 @@ def _submit(
 ) -> int:
     opened = cgroup.open_for_child() if cgroup is not None else {}
     try:
-        fds = [opened[str(slot.key)] if slot.kind == "cgroup" else descriptors[slot]
+        fds = [opened[str(slot.key)] if opened and slot.kind == "cgroup" else descriptors[slot]
                for slot in plan.passed]  # fmt: skip
         into = Slot("cgroup", "v2")
         encoded = plan.encode(
@@ -403,17 +456,21 @@ def _submit(
             os.close(fd)
 
 
-def _await_start(process: Process) -> None:
+def _await_start(process: Process, deadline: float | None) -> None:
     """Serve barriers until the payload runs, or say why it does not."""
     plan = process.plan
     starting = process._starting = _core.Starting(process.fileno())
     try:
         while True:
             try:
+                left = -1 if deadline is None else max(0, deadline - time.monotonic())
                 with interrupts.Released():
-                    record = starting.next()
+                    record = starting.next(-1 if left < 0 else int(left * 1000) + 1)
             except InterruptedError:
                 continue
+            except TimeoutError as e:
+                index = plan.timeline_index(At.CLONE)
+                raise setup_error(plan, index, errno.ETIMEDOUT, "clone3") from e
             except OSError as e:
                 process._lose()
                 if not starting.pid:  # no record of any kind: nobody has run anything

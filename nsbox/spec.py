@@ -7,7 +7,7 @@ import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from nsbox import units
@@ -462,4 +462,31 @@ def make_spec(
             units.count(fd, "pass_fds", most=1023) for fd in _several(pass_fds, "pass_fds")
         ),
         best_effort=bool(best_effort),
+    )
+
+
+def another_process(
+    base: Spec,
+    args: Any,
+    *,
+    user: int | str | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Spec:
+    """One more process of a sandbox: *base* with another command, and what else is given.
+
+    *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups.
+    """
+    uid, gid = _user(user)
+    return replace(
+        base,
+        args=_args(args),
+        env=(*(base.env or ()), *(_env(env) or ())),
+        uid=base.uid if user is None else uid,
+        gid=base.gid if user is None else gid,
+        groups=base.groups if user is None else (),
+        cwd=base.cwd if cwd is None else container_path(cwd, "cwd"),
+        init=False,
+        pass_fds=(),
+        limits=Limits(nofile=base.limits.nofile),
     )

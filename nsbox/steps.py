@@ -29,12 +29,16 @@ if TYPE_CHECKING:
 class Slot(NamedTuple):
     """A descriptor that the plan names: passed with the request, or opened by a step.
 
-    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"``, ``"mntns"`` or ``"tree"``;
-    only trees are opened by steps.
+    *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"`` or ``"mntns"``, or ``"tree"`` or
+    ``"file"``, which are opened by steps.
     """
 
     kind: str
     key: str | int
+
+
+#: The process whose namespaces are joined.
+JOIN = Slot("pidfd", "join")
 
 
 class Pool:
@@ -153,6 +157,13 @@ class IdMap:
 
         return f"{show('uid', self.uids)}; {show('gid', self.gids)}"
 
+    @property
+    def kind(self) -> str:
+        """As ``Build.id_map`` has it."""
+        if self.by == "newuidmap":
+            return "range"
+        return "slot" if self.needs_slot() else "single"
+
     def needs_slot(self) -> bool:
         return self.by == "launcher" and any(outside is None for _, outside, _ in self.uids)
 
@@ -163,7 +174,19 @@ class IdMap:
         )
 
 
-HostStep = MakeCgroup | SetLimit | Clone3 | IdMap
+@dataclass(frozen=True, slots=True)
+class LauncherNet:
+    """A network namespace that the launcher made, with its loopback up and its ports open."""
+
+    source: str
+    who: ClassVar[str] = "host"
+    name: ClassVar[str] = "net"
+
+    def describe(self) -> str:
+        return "the launcher's own: lo up, ip_unprivileged_port_start=0, ping for everybody"
+
+
+HostStep = MakeCgroup | SetLimit | Clone3 | IdMap | LauncherNet
 
 # ------------------------------------------------------------------ child steps
 
@@ -321,6 +344,24 @@ class OpenTree:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """A descriptor of a file of the host's, for a later step."""
+
+    src: str
+    slot: Slot
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "open"
+    opcode: ClassVar[Opcode] = Opcode.OPEN
+
+    def describe(self) -> str:
+        return self.src
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.text(self.src), slots[self.slot])
+
+
+@dataclass(frozen=True, slots=True)
 class Attach:
     slot: Slot
     dst: str
@@ -342,6 +383,7 @@ class Attach:
 class RootTree:
     slot: Slot
     source: str
+    as_is: bool = False
     who: ClassVar[str] = "child"
     name: ClassVar[str] = "root"
     opcode: ClassVar[Opcode] = Opcode.ROOT_TREE
@@ -350,7 +392,7 @@ class RootTree:
         return str(self.slot.key)
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(slots[self.slot])
+        return Op(slots[self.slot], flags=int(OpFlag.AS_IS) * self.as_is)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,13 +431,14 @@ class Options:
     options: tuple[tuple[str, str], ...]
     attrs: int
     source: str
+    flags: int = 0
     who: ClassVar[str] = "child"
 
     def describe(self) -> str:
         return ",".join(k if v == "!" else f"{k}={v}" for k, v in self.options)
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        return Op(pool.options(self.options), n=self.attrs)
+        return Op(pool.options(self.options), n=self.attrs, flags=self.flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -474,7 +517,7 @@ class Fd:
 
 
 ChildStep = (
-    Setns | Unshare | EnterCgroup | Simple | Number | Text | OpenTree | Attach | RootTree
+    Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | RootTree
     | NewMount | Options | File | MakeDirs | Pair | Groups | Fd
 )  # fmt: skip
 Step = HostStep | ChildStep

@@ -37,6 +37,7 @@ for group in "$@"; do
         want uidmap has_command newuidmap
         want iproute2 has_command ip
         want procps has_command ps
+        want busybox-static has_package busybox-static # the root file systems of the tests
         ;;
     kernels) # other kernels in QEMU
         require qemu-system-x86 has_command qemu-system-x86_64

@@ -33,9 +33,9 @@ void nsb_spawn(struct nsb_spawn *spawn);
 int nsb_write_id_maps(const struct nsb_plan *plan, int pid, const char **call);
 
 /* spare.c: one network namespace made ahead, while nothing else is to do. */
-int nsb_spare_take(void);
+int nsb_spare_take(bool open_ports);
 bool nsb_spare_wanted(void);
-void nsb_spare_make(void);
+int nsb_spare_make(void);
 
 /* sweep.c: what is undone when the owner has gone. */
 void nsb_sweep_add(const char *text, size_t size);

@@ -272,6 +272,28 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 	return child->go < 0 ? child->go : 0;
 }
 
+/* false: the owner was told why there is none. */
+static bool take_net(struct nsb_spawn *spawn)
+{
+	const struct nsb_plan *plan = spawn->cx->plan;
+	bool must = plan->flags & NSB_PLAN_LAUNCHER_NET;
+	int err = 0;
+
+	if (must || plan->flags & NSB_PLAN_SPARE_NET)
+		spawn->net = nsb_spare_take(must);
+	if (must && spawn->net < 0) {
+		err = nsb_spare_make();
+		spawn->net = nsb_spare_take(must);
+	}
+	if (plan->fail_at == NSB_AT_NET)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_NET, plan->fail_errno, "injected");
+	else if (must && spawn->net < 0)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_NET, err ? -err : EMFILE, "unshare");
+	else
+		return true;
+	return false;
+}
+
 /* A plan that was mapped: clones its child. Returns what went wrong before a child existed. */
 static int launch(void *plan)
 {
@@ -291,17 +313,14 @@ static int launch(void *plan)
 	spawn.share =
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
 	context.shared = spawn.share;
-	if (context.plan->flags & NSB_PLAN_SPARE_NET)
-		spawn.net = nsb_spare_take();
 	err = make_go(&spawn, &children[i]);
-	if (err == 0) {
+	if (err == 0 && take_net(&spawn)) {
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user
 		 * could not write its maps. The child takes a copy of this flag. */
 		if (context.plan->uid_map)
 			sys_prctl(PR_SET_DUMPABLE, 1, 0);
 		nsb_spawn(&spawn);
-		if (context.plan->uid_map)
-			sys_prctl(PR_SET_DUMPABLE, 0, 0);
+		sys_prctl(PR_SET_DUMPABLE, 0, 0); /* nor as a joiner's steps have left it */
 		err = spawn.err;
 	}
 	drop(&spawn.go);

@@ -100,7 +100,11 @@ int nsb_init_main(int channel, int plan_fd, int next)
 	return 0;
 }
 
-/* Kubernetes' pause: ends on INT and TERM, reaps when the pid namespace is shared. */
+/*
+ * Kubernetes' pause: ends on INT and TERM, reaps when the pid namespace is shared. A member of
+ * that is no more able to end it so than by SIGKILL: only a sender outside has the number 0
+ * here, and only kill(2) does not let the sender say who it is.
+ */
 int nsb_pause_main(void)
 {
 	uint64_t all = ~0ULL;
@@ -111,7 +115,8 @@ int nsb_pause_main(void)
 	for (;;) {
 		long sig = nsb_sys4(__NR_rt_sigtimedwait, &all, &info, NULL, sizeof(all));
 
-		if (sig == SIGINT || sig == SIGTERM)
+		if ((sig == SIGINT || sig == SIGTERM) && info.si_code == SI_USER &&
+		    info.si_pid == 0)
 			return 0;
 		reap_all(-1, &info, &usage);
 	}

@@ -15,6 +15,16 @@
 static char child_stack[STACK_SIZE] __attribute__((aligned(16)));
 static char joiner_stack[STACK_SIZE] __attribute__((aligned(16)));
 
+/* Before the child is in a user namespace of its own, which has no say over this one. */
+static bool enter_net(struct nsb_spawn *spawn)
+{
+	long err = spawn->net < 0 ? 0 : nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET);
+
+	if (err < 0)
+		nsb_send_failed(spawn->cx->channel, NSB_AT_CLONE, (int)-err, "setns");
+	return err == 0;
+}
+
 static int child_main(void *arg)
 {
 	struct nsb_spawn *spawn = arg;
@@ -23,10 +33,8 @@ static int child_main(void *arg)
 
 	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
 	cx->go = spawn->go;
-	if (spawn->net >= 0 && nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET) < 0) {
-		nsb_send_failed(cx->channel, NSB_AT_CLONE, EINVAL, "setns");
+	if (!cx->plan->njoin && !enter_net(spawn))
 		return 125;
-	}
 	/* End of file instead of the byte: the launcher died, or could not write the maps. */
 	if (cx->plan->uid_map && sys_read(spawn->go, &byte, 1) != 1)
 		return 125;
@@ -65,14 +73,36 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 	spawn->pidfd = pidfd;
 }
 
-/* Shares the launcher's memory always, so that it learns the child's pid; dies at once. */
+static void close_own(int *fd)
+{
+	if (*fd >= 0)
+		sys_close(*fd);
+	*fd = -1;
+}
+
+/*
+ * Shares the launcher's memory always, so that it learns the child's pid; dies at once. The
+ * child may be born among processes that are hostile. They cannot look into it, for it is not
+ * dumpable, and its memory belongs to the launcher's user namespace; but what it has no use
+ * for, it does not have.
+ */
 static int joiner_main(void *arg)
 {
 	struct nsb_spawn *spawn = arg;
+	struct nsb_ctx *cx = spawn->cx;
 
 	sys_close_range(NSB_FD_HIGH, ~0U, CLOSE_RANGE_UNSHARE);
-	if (nsb_run_ops(spawn->cx, 0, spawn->cx->plan->njoin) == 0)
-		clone_child(spawn, CLONE_PARENT);
+	sys_close(NSB_FD_CONTROL);
+	sys_close_range(NSB_FD_LOCK, NSB_FD_OWNER, 0);
+	sys_close(NSB_FD_EPOLL);
+	if (!(cx->plan->flags & NSB_PLAN_INIT)) {
+		close_own(&cx->exe);
+		close_own(&cx->plan_fd);
+	}
+	if (!enter_net(spawn) || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
+		return 0;
+	close_own(&cx->proc);
+	clone_child(spawn, CLONE_PARENT);
 	return 0;
 }
 
@@ -93,6 +123,8 @@ static void spawn_by_joiner(struct nsb_spawn *spawn)
 	}
 	while (nsb_sys5(__NR_waitid, P_PID, joiner, &info, WEXITED | __WALL, NULL) == -EINTR)
 		;
+	if (spawn->pid < 0 && spawn->err == 0 && info.si_code != CLD_EXITED)
+		spawn->err = -ECANCELED; /* it was killed, and could not tell */
 	/* The joiner's pidfd was in its own table. The child is ours and not yet reaped, so its
 	 * number cannot have been given to anybody else. */
 	if (spawn->pid > 0)

@@ -632,8 +632,43 @@ def secrets(where: str) -> None:
     assert not problems, "\n".join(problems)
 
 
+def secrets_joined(where: str) -> None:
+    """The same for what is in a container that is joined 300 times meanwhile."""
+    secret, other = _new_secret(), _new_secret()
+    os.environ["NSBOX_TEST_TOKEN"] = secret
+    has_key = _keep_in_keyring(secret)
+    fds = _open_inheritable(secret, where)
+    problems = _control(secret, has_key)
+    with _busy_with(other):
+        for name in ("strict, full proc", "standard", "strict without init"):
+            keywords = {
+                "limits": nsbox.Limits(pids=64),
+                "best_effort": True,
+                **SECRET_VARIANTS[name],
+            }
+            with nsbox.Container(["sleep", "1000"], **keywords) as box:
+                joins = threading.Thread(target=_join, args=(box, 300))
+                joins.start()
+                scans = 0
+                while joins.is_alive():
+                    scans += 1
+                    done = box.exec(_scan(), capture_output=True, timeout=scaled(30))
+                    problems += [f"{name}: {what}" for what in _problems(done)]
+                assert scans > 1
+    assert len(fds) == 51
+    assert not problems, "\n".join(problems)
+
+
+def _join(box: nsbox.Container, times: int) -> None:
+    for _ in range(times):
+        box.exec(["/bin/true"], check=True)
+
+
 def _scan_inside(keywords: dict[str, Any]) -> list[str]:
-    done = nsbox.run(_scan(), capture_output=True, timeout=scaled(30), **keywords)
+    return _problems(nsbox.run(_scan(), capture_output=True, timeout=scaled(30), **keywords))
+
+
+def _problems(done: nsbox.Completed) -> list[str]:
     if done.returncode:
         return [f"the scanner fails: {done.stderr!r}"]
     report = json.loads(done.stdout)

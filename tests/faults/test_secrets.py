@@ -15,3 +15,8 @@ if TYPE_CHECKING:
 @pytest.mark.userns
 def test_a_payload_finds_no_secret_of_its_owner_or_of_other_sandboxes(tmp_path: Path) -> None:
     kit.run_scenario("secrets", str(tmp_path))
+
+
+@pytest.mark.userns
+def test_a_payload_finds_no_secret_while_its_container_is_joined(tmp_path: Path) -> None:
+    kit.run_scenario("secrets_joined", str(tmp_path), timeout_s=120)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""System V IPC and POSIX message queues: the pod's, and nobody else's."""
+"""System V IPC, POSIX message queues and shared memory: the pod's, and nobody else's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.userns
 
 SOURCE = Path(ipcprobe.__file__).read_text()
 WORD = "shared"
-ALL = {"shm": WORD, "sem": len(WORD), "msg": WORD, "mq": WORD}
+ALL = {"shm": WORD, "sem": len(WORD), "msg": WORD, "mq": WORD, "file": WORD}
 NONE = dict.fromkeys(ALL, "ENOENT")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +79,41 @@ def test_two_containers_cannot_have_one_port() -> None:
     second = python("second", wait_for(80) + bind(80))
     with nsbox.Pod("web", [second], init_containers=[first]) as pod:
         assert wait_log(pod["second"], "\n") == "EADDRINUSE\n"
+
+
+HOLDER = nsbox.Sidecar("first", ["python3", "-SIuc", serve(80, "first")])
+
+
+@pytest.mark.kernel
+def test_a_port_conflict_says_which_container_holds_the_port() -> None:
+    second = python("second", wait_for(80) + "socket.create_server(('127.0.0.1', 80))")
+    with nsbox.Pod("web", [second], init_containers=[HOLDER], restart_policy="Never") as pod:
+        assert pod.wait(scaled(15)) == "Failed"
+        state = pod["second"].state
+    assert (state.reason, state.exit_code) == ("Error", 1)
+    assert "port 80 (tcp) is held by container 'first' (process " in state.message
+    assert [e for e in pod.events if e.reason == "Died" and state.message in e.message]
+    assert state.message in str(pod)
+
+
+def test_no_port_is_blamed_for_another_failure() -> None:
+    second = python("second", wait_for(80) + "raise SystemExit('port 80 is not to my liking')")
+    with nsbox.Pod("web", [second], init_containers=[HOLDER], restart_policy="Never") as pod:
+        assert pod.wait(scaled(15)) == "Failed"
+        assert pod["second"].state.message == ""
+
+
+def test_only_the_port_that_was_asked_for_is_named() -> None:
+    other = nsbox.Sidecar("other", ["python3", "-SIuc", serve(81, "other")])
+    code = wait_for(80) + wait_for(81) + "socket.create_server(('127.0.0.1', 81))"
+    init = [HOLDER, other]
+    explained = python("second", f"try:\n{indent(code, '  ')}\nexcept OSError as e:\n"
+                       "  raise SystemExit(f'cannot bind port 81: {e}')")  # fmt: skip
+    with nsbox.Pod("web", [explained], init_containers=init, restart_policy="Never") as pod:
+        assert pod.wait(scaled(15)) == "Failed"
+        message = pod["second"].state.message
+    assert "port 81 (tcp) is held by container 'other'" in message
+    assert "first" not in message
 
 
 def wait_for(port: int) -> str:

@@ -83,9 +83,8 @@ def test_an_error_in_a_container_names_the_container_and_the_field() -> None:
     ("keywords", "feature"),
     [
         ({"volumes": {"v": object()}}, "volumes"),
-        ({"share_process_namespace": True}, "share_process_namespace"),
     ],
-    ids=["volumes", "share_process_namespace"],
+    ids=["volumes"],
 )
 def test_what_this_version_cannot_do_is_said(keywords: dict[str, Any], feature: str) -> None:
     with pytest.raises(nsbox.Unavailable) as caught:

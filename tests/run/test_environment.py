@@ -17,7 +17,7 @@ from run import kit
 import nsbox
 from nsbox import Limits, Mount, Rootfs
 
-pytestmark = pytest.mark.userns
+pytestmark = [pytest.mark.userns, pytest.mark.usefixtures("each_way")]
 FOUR = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/tmp",

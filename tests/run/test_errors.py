@@ -176,7 +176,7 @@ def test_after_a_failure_the_next_start_works() -> None:
 # -- explain() ----------------------------------------------------------------------------------
 
 
-def test_explain_is_a_table_of_numbered_steps() -> None:
+def test_explain_is_a_table_of_numbered_steps(classic: None) -> None:
     lines = str(nsbox.explain(["echo", "hi"], hostname="box", cwd="/usr")).splitlines()
     assert lines[0].split() == ["#", "who", "step", "detail", "from"]
     assert [int(line.split()[0]) for line in lines[1:]] == list(range(len(lines) - 1))
@@ -218,8 +218,9 @@ def test_explain_does_nothing(tmp_path: Path) -> None:
 
 EXPLAIN_AS_NOBODY = """
 import os, sys
-os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 import nsbox
+nsbox.explain(["id"])  # loads what nobody may not read, in a checkout below /root
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 text = str(nsbox.explain(["id"]))
 assert "NEWUSER" in text, text
 print("explained")
@@ -232,6 +233,15 @@ def test_explain_needs_no_privilege() -> None:
         [sys.executable, "-c", EXPLAIN_AS_NOBODY], capture_output=True, text=True, cwd="/"
     )
     assert (done.stdout, done.stderr) == ("explained\n", "")
+
+
+@pytest.mark.root
+def test_explain_shows_that_a_template_is_entered() -> None:
+    steps = nsbox.explain(["true"]).steps
+    names = [step.name for step in steps]
+    assert "pivot_root" not in names
+    assert names.index("setns") < names.index("clone3"), "entered with the right to, then copied"
+    assert next(s.describe() for s in steps if s.name == "setns") == "NEWNS of mntns template"
 
 
 def test_explain_of_the_popen_is_the_plan_that_was_run() -> None:

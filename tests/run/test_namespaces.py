@@ -77,6 +77,7 @@ def test_the_same_ids_as_lsns() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.usefixtures("each_way")
 def test_net_none_has_a_loopback_that_is_up_and_nothing_else() -> None:
     script = "ls /sys/class/net 2>/dev/null; cut -d: -f1 /proc/self/net/dev | tail -n +3"
     assert kit.out(kit.sh(script, proc="full")).split() == ["lo"]
@@ -85,6 +86,50 @@ def test_net_none_has_a_loopback_that_is_up_and_nothing_else() -> None:
         "socket.create_connection(('127.0.0.1', 80), 5)\nprint('connected')"
     )
     assert kit.out(kit.python(code)) == "connected"
+
+
+PING = """
+import socket
+ping = socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+ping.settimeout(5)
+ping.connect(("127.0.0.1", 0))
+ping.send(b"\\x08" + bytes(7))
+print(ping.recv(64)[0])
+"""
+
+
+@pytest.mark.usefixtures("each_way")
+def test_ping_needs_no_privilege() -> None:
+    assert kit.out(kit.python(PING)) == "0"
+
+
+LO_DOWN = """
+import fcntl, socket, struct
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+try:
+    fcntl.ioctl(s, 0x8914, struct.pack("16sH14x", b"lo", 0))  # SIOCSIFFLAGS
+    print("down")
+except PermissionError:
+    print("EPERM")
+"""
+
+
+@pytest.mark.usefixtures("each_way")
+def test_the_network_can_be_changed_by_who_has_the_capability_only() -> None:
+    assert kit.out(kit.python(LO_DOWN)) == "EPERM"
+    able = {"user": 0, "profile": "standard", "capabilities": ["NET_ADMIN"]}
+    assert kit.out(kit.python(LO_DOWN, **able)) == "down"
+
+
+@pytest.mark.root
+def test_no_two_sandboxes_have_one_network() -> None:
+    """The launcher makes it ahead, and gives each one away once."""
+    link = ["readlink", "/proc/self/ns/net"]
+    seen = [kit.out(kit.run(*link)) for _ in range(20)]
+    with nsbox.Popen(["sleep", "1000"]) as one, nsbox.Popen(["sleep", "1000"]) as two:
+        both = [os.readlink(f"/proc/{box.pid}/ns/net") for box in (one, two)]
+    assert both[0] != both[1]
+    assert kit.namespace_id("net") not in {*seen, *both}
 
 
 @pytest.mark.kernel

@@ -271,6 +271,7 @@ def test_communicate_with_a_timeout_carries_what_there_was() -> None:
 
 
 def test_a_failed_start_leaves_the_callers_descriptors() -> None:
+    nsbox.run(["true"])  # as root, the template of its root is kept
     before = sorted(os.listdir("/proc/self/fd"))
     for keywords in ({"cwd": "/nonexistent"}, {"mounts": [nsbox.Mount.bind("/nonexistent", "/x")]}):
         with pytest.raises(nsbox.SetupError):

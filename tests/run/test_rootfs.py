@@ -17,7 +17,7 @@ from run import kit
 import nsbox
 from nsbox import Limits, Mount, Rootfs
 
-pytestmark = pytest.mark.userns
+pytestmark = [pytest.mark.userns, pytest.mark.usefixtures("each_way")]
 METHODS = ["pivot_root", "chroot"]
 CAPABLE: dict[str, Any] = {"user": 0, "profile": "standard"}
 
@@ -303,11 +303,11 @@ def test_the_chroot_escape_is_real(tmp_path: Path) -> None:
     assert done.stdout == "out\n"
 
 
-def test_the_method_is_in_the_plan(box: Path) -> None:
+@pytest.mark.parametrize("ro", [False, True])
+def test_the_method_is_in_the_plan(box: Path, ro: bool, classic: None) -> None:
     for method in METHODS:
-        names = [
-            step.name for step in nsbox.explain(["id"], root=Rootfs.dir(box, method=method)).steps
-        ]
+        root = Rootfs.dir(box, ro=ro, method=method)
+        names = [step.name for step in nsbox.explain(["id"], root=root).steps]
         assert method in names
         assert not set(METHODS) - {method} & set(names)
 

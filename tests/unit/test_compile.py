@@ -22,7 +22,18 @@ from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.profile import PROFILES
 from nsbox.spec import Limits, Mount, Rootfs
-from nsbox.steps import Clone3, IdMap, MakeCgroup, OpenTree, SetLimit, Setns, Slot, Step
+from nsbox.steps import (
+    Clone3,
+    IdMap,
+    LauncherNet,
+    MakeCgroup,
+    Open,
+    OpenTree,
+    SetLimit,
+    Setns,
+    Slot,
+    Step,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -333,7 +344,7 @@ def test_every_tree_is_opened_once_and_attached_once(plan: Plan) -> None:
 @every_plan
 def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan) -> None:
     named = {step.slot for _, step in plan.child_steps() if hasattr(step, "slot")}
-    opened = {step.slot for step in plan.steps if isinstance(step, OpenTree)}
+    opened = {step.slot for step in plan.steps if isinstance(step, (Open, OpenTree))}
     if plan.clone.into_cgroup:
         named.add(Slot("cgroup", "v2"))
     assert named - opened == set(plan.passed)
@@ -477,6 +488,27 @@ def test_a_spare_network_only_where_its_owner_would_be_the_launcher_s() -> None:
     assert not plan_of(host, namespaces=["mnt"]).flags & PlanFlag.SPARE_NET
     without = dataclasses.replace(host, spare_net=False)
     assert not plan_of(without, namespaces=kinds).flags & PlanFlag.SPARE_NET
+
+
+def test_the_launcher_s_network_only_for_those_who_could_not_change_their_own() -> None:
+    host = HOSTS["root, v2"]
+
+    def by_launcher(host: Host = host, **keywords: Any) -> bool:
+        plan = plan_of(host, **{"template": True, **keywords})
+        found = bool(plan.flags & PlanFlag.LAUNCHER_NET)
+        assert found == any(isinstance(step, LauncherNet) for step in plan.steps)
+        if "net" in NAMESPACES and plan.clone.flags & Clone.NEWNET:
+            assert found == (Opcode.LO_UP not in _codes(plan)), "up, by one of the two"
+        return found
+
+    assert by_launcher()
+    assert not by_launcher(capabilities=["NET_ADMIN"])
+    assert not by_launcher(profile="standard")
+    assert not by_launcher(net="host")
+    assert not by_launcher(template=False)
+    assert not by_launcher(namespaces=["net", "mnt", "pid"])
+    for field in ("spare_net", "net_sysctls"):
+        assert not by_launcher(dataclasses.replace(host, **{field: False}))
 
 
 def test_setgroups_is_denied_where_one_id_is_mapped_by_its_owner() -> None:
@@ -669,7 +701,10 @@ def test_more_than_a_plan_can_hold_is_refused_by_field(
     [
         pytest.param({"namespaces": ["mnt"]}, True, id="a plain root"),
         pytest.param({"namespaces": ["mnt"], "root": "/srv"}, True, id="a read-only directory"),
-        pytest.param({}, False, id="a user namespace of its own"),
+        pytest.param({}, True, id="a user namespace of its own"),
+        pytest.param({"proc": "none"}, False, id="a user namespace without a procfs"),
+        pytest.param({"namespaces": ["user", "mnt"]}, False, id="a user namespace, not pid"),
+        pytest.param({"root": Rootfs.dir("/srv", ro=False)}, False, id="what would be made in it"),
         pytest.param({"namespaces": ["mnt"], "mounts": [Mount.proc("/p")]}, False, id="mounts"),
         pytest.param({"namespaces": ["mnt"], "root": Rootfs.inherit()}, False, id="inherited"),
         pytest.param(

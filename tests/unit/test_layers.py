@@ -37,7 +37,8 @@ FLOORS: dict[int, str] = {
     2: "spec host",
     3: "steps plan profile build mounts creds compile",
     4: "cgroup registry launcher probe interrupts",
-    5: "process templates watch result streams sandbox converse command popen namespace sandboxes",
+    5: "process templates watch result streams sandbox converse command popen namespace enter "
+    "ports sandboxes",
     6: "container",
     7: "podspec pod",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
@@ -56,7 +57,7 @@ HEAVY = (
     "select selectors shutil signal socket subprocess tempfile threading typing".split()
 )
 
-CORE_LINES = 2400
+CORE_LINES = 2050
 FUNCTION_LINES = 60
 
 
@@ -275,12 +276,14 @@ def test_every_source_has_its_license_and_says_what_it_is_for() -> None:
 
 
 def _code_lines(text: str) -> int:
+    """Lines that say something: no comments, nor braces alone."""
     text = re.sub(r"/\*.*?\*/", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
-    return sum(1 for line in re.sub(r"//.*", "", text).splitlines() if line.strip())
+    lines = re.sub(r"//.*", "", text).splitlines()
+    return sum(1 for line in lines if line.strip().strip("{};"))
 
 
 def test_the_line_counter_counts_code_only() -> None:
-    assert _code_lines("/* a\n b */\n\nint x; /* c */ // d\n// e\n{\n}\n") == 3
+    assert _code_lines("/* a\n b */\n\nint x; /* c */ // d\n// e\n{\n}\nif (x) {\n\t};\n") == 2
 
 
 def test_the_core_is_small_enough_to_be_read() -> None:

@@ -39,7 +39,8 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
     if code is Opcode.SETGROUPS:
         data = raw.raw[op.a : op.a + op.n]
     texts: dict[Opcode, str] = {
-        Opcode.OPEN_TREE: "a", Opcode.ATTACH: "b", Opcode.MOUNT: "ab", Opcode.MKDIR: "a",
+        Opcode.OPEN: "a", Opcode.OPEN_TREE: "a", Opcode.ATTACH: "b", Opcode.MOUNT: "ab",
+        Opcode.MKDIR: "a",
         Opcode.FILE: "a", Opcode.SYMLINK: "ab", Opcode.READONLY: "a", Opcode.SYSCTL: "ab",
         Opcode.HOSTNAME: "a", Opcode.CHDIR: "a", Opcode.EXEC: "a",
     }  # fmt: skip
@@ -59,6 +60,9 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
 _FLAGS = {"recursive": OpFlag.RECURSIVE, "make": OpFlag.MAKE_TARGET}
 
 
+_OPENS = (Opcode.OPEN, Opcode.OPEN_TREE)
+
+
 def _check_op(step: ChildStep, op: RawOp, means: dict[str, Any], slots: dict[Slot, int]) -> None:
     """What the step's fields say is found in the op, each in its place."""
     assert op.code == step.opcode
@@ -71,7 +75,7 @@ def _check_op(step: ChildStep, op: RawOp, means: dict[str, Any], slots: dict[Slo
         if name in fields:
             assert means[name] == fields[name]
     if "slot" in fields:
-        place = "b" if step.opcode is Opcode.OPEN_TREE else "a"
+        place = "b" if step.opcode in _OPENS else "a"
         assert means[place] == slots[step.slot]  # type: ignore[union-attr]
     if isinstance(step, Fd):
         assert means["n"] == step.number
@@ -112,7 +116,7 @@ def _check_plan(plan: Plan, raw: bytes) -> None:
     assert decoded.vector(head.envp) == plan.env
     slots = {slot: number for number, slot in enumerate(plan.passed)}
     for step in children:
-        if step.opcode is Opcode.OPEN_TREE:
+        if step.opcode in _OPENS:
             assert step.slot not in slots  # type: ignore[union-attr]
             slots[step.slot] = len(slots)  # type: ignore[union-attr]
     for step, op in zip(children, decoded.ops, strict=True):
@@ -291,7 +295,7 @@ def test_a_header_is_refused_for(name: str, value: int) -> None:
 
 BROKEN_OPS = [
     (Opcode.EXEC, 0, 0, 2, "opcode 0"),
-    (Opcode.EXEC, 0, 44, 2, "an unknown opcode"),
+    (Opcode.EXEC, 0, max(Opcode) + 1, 2, "an unknown opcode"),
     (Opcode.EXEC, 0, 0xFFFF, 2, "the last opcode there could be"),
     (Opcode.EXEC, 4, 0, 4, "no string where one must be"),
     (Opcode.EXEC, 4, 64, 4, "a string among the ops"),

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One more process in a sandbox that runs: what ``Container.exec`` starts.
+
+    launcher                joiner                              child
+       | clone3 -------------> |                                  |
+       |                       | oom_score_adj, descriptors       |
+       |                       | setns: all but cgroup and time   |
+       |                       | clone3 (sibling) --------------> | tasks <- 0, setns, root, cwd
+       | <-- exits ----------- |                                  | capabilities, ids, execve
+
+The child is the first that a process of the sandbox can see. It is not dumpable, and its memory
+belongs to the launcher's user namespace, so no capability inside allows to look into it; and it
+shares no memory with the launcher, so that who stops or kills it does that to nobody else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from nsbox import probe, units
+from nsbox.compile import compile_exec
+from nsbox.converse import as_bytes, finish
+from nsbox.errors import SetupError, StateError, TimeoutExpired
+from nsbox.popen import Popen
+from nsbox.process import PATIENCE_S, Injection, Process, spawn
+from nsbox.spec import Spec, another_process
+from nsbox.steps import JOIN, Slot
+from nsbox.streams import PIPE
+
+if TYPE_CHECKING:
+    from nsbox.plan import Plan
+    from nsbox.result import Completed
+    from nsbox.streams import Stdio
+
+_MOST_PLANS = 64
+#: A sandbox that dies under a joiner: its pid namespace takes nobody any more, or it is gone.
+_ENDING = (errno.ESRCH, errno.ENOMEM, errno.ENOENT, errno.ECANCELED, errno.ENODEV, errno.EINVAL)
+
+
+def _plan(target: Process, base: Spec, spec: Spec, id_map: str) -> Plan:
+    """Compiled once for commands that come again; kept with the sandbox's own plan."""
+    host = probe.host()
+    known: dict[object, Plan] = target.plan.__dict__.setdefault("_entered", {})
+    key = (spec, id_map, host)
+    plan = known.get(key)
+    if plan is None:
+        plan = compile_exec(base, spec, host, target.plan, id_map)
+        if len(known) >= _MOST_PLANS:
+            known.clear()
+        known[key] = plan
+    return plan
+
+
+def _descriptors(target: Process, undo: ExitStack, pidfd: int) -> dict[Slot, int]:
+    """What the plan names, but for the standard streams; closed by *undo*."""
+    found = {JOIN: pidfd}
+    if target.cgroup is not None:
+        for name, fd in target.cgroup.open_for_child().items():
+            undo.callback(os.close, fd)
+            found[Slot("cgroup", name)] = fd
+    return found
+
+
+def enter(
+    target: Process,
+    base: Spec,
+    spec: Spec,
+    id_map: str,
+    stdio: Stdio,
+    patience: float | None = None,
+    inject: Injection = Injection(),  # noqa: B008  (immutable)
+) -> Process:
+    """Start the process that *spec* says in the sandbox of *target*.
+
+    Args:
+        base: the sandbox's own spec.
+        id_map: of its user namespace, see ``Build.id_map``.
+        patience: seconds; the default when None.
+        inject: a step to fail, for tests.
+
+    Raises:
+        StateError: the sandbox has ended, or is ending.
+        SetupError: a step failed.
+    """
+    plan = _plan(target, base, spec, id_map)
+    with ExitStack() as undo:
+        undo.callback(stdio.close_theirs)
+        pidfd = target.dup_pidfd()
+        undo.callback(os.close, pidfd)
+        try:
+            descriptors = _descriptors(target, undo, pidfd)
+            for slot in plan.passed:
+                if slot.kind == "root":
+                    fd = os.open(f"/proc/{target.pid}/root", os.O_PATH | os.O_CLOEXEC)
+                    undo.callback(os.close, fd)
+                    descriptors[slot] = fd
+            descriptors.update((Slot("stdio", n), fd) for n, fd in stdio.theirs.items())
+            limit = PATIENCE_S if patience is None else patience
+            return spawn(plan, descriptors, inject=inject, patience=limit)
+        except OSError as e:
+            if e.errno in _ENDING and _has_ended(target):
+                raise StateError("the sandbox has ended", status="stopped") from e
+            raise
+
+
+def _has_ended(target: Process) -> bool:
+    try:
+        return target.wait(0.2) is not None
+    except StateError:  # lost with its launcher
+        return True
+
+
+def execute(
+    target: Process,
+    base: Spec,
+    id_map: str,
+    args: Any,
+    *,
+    user: int | str | None = None,
+    env: Any = None,
+    cwd: Any = None,
+    stdin: Any = None,
+    stdout: Any = None,
+    stderr: Any = None,
+    input: Any = None,
+    capture_output: bool = False,
+    text: bool = False,
+    timeout: float | None = None,
+    check: bool = False,
+) -> Completed:
+    """The body of ``Container.exec``."""
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise ValueError("stdout and stderr may not be used with capture_output")
+        stdout = stderr = PIPE
+    if input is not None:
+        if stdin is not None:
+            raise ValueError("stdin may not be used with input")
+        stdin = PIPE
+    if timeout is not None:
+        units.seconds(timeout, "timeout", zero=True)
+    spec = another_process(base, args, user=user, env=env, cwd=cwd)
+    try:
+        return finish(
+            spec,
+            (stdin, stdout, stderr),
+            lambda stdio: enter(target, base, spec, id_map, stdio, timeout),
+            data=as_bytes(input),
+            text=text,
+            check=check,
+            timeout=timeout,
+        )
+    except SetupError as e:
+        if e.errno == errno.ETIMEDOUT and timeout is not None:
+            raise TimeoutExpired(spec.args, timeout) from e
+        raise
+
+
+def popen(target: Process, base: Spec, id_map: str, args: Any, keywords: dict[str, Any]) -> Popen:
+    """The body of ``Container.popen``."""
+    own = {name: keywords.pop(name) for name in ("user", "env", "cwd") if name in keywords}
+    spec = another_process(base, args, **own)
+    return Popen._of(spec, lambda stdio: enter(target, base, spec, id_map, stdio), **keywords)
