@@ -139,8 +139,8 @@ class Container:
                 raise
             self._status = "running"
             try:
-                self._note = sandboxes.note(self.name, self._process.pid)
-            except OSError:  # `nsbox ps` shows it without a name
+                self._note = sandboxes.note(self.name, self._process, self.spec, id_map)
+            except OSError:  # it was quicker; or `nsbox ps` shows it without a name
                 pass
             self._members = self._known_by_mounts()
             keeper = watch.get()

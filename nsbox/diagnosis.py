@@ -433,11 +433,11 @@ class Doctor:
 
     def cgroups(self) -> None:
         """A cgroup for each controller: made, limited, entered, and heeded."""
-        from nsbox import trials
-
         try:
+            from nsbox import trials
+
             trial = trials.Trial()
-        except (NsboxError, OSError) as e:
+        except (NsboxError, OSError, ImportError) as e:
             for name in NEEDED_FOR:
                 if name.endswith(" cgroup") or name in ("memory limit", "pids limit"):
                     self.note(name, Found(False, detail=f"could not be tried: {e}"))

@@ -11,16 +11,20 @@ import os
 import select
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import cgroup, launcher, registry
+from nsbox import launcher, registry
 from nsbox.errors import StateError
+
+if TYPE_CHECKING:
+    from nsbox.process import Process
+    from nsbox.spec import Spec
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-_MOST_NOTE = 4096
+_MOST_NOTE = 1 << 20
 _MOST_COMMAND = 4096  # bytes: a payload can make it megabytes
 _SIGTERM, _SIGKILL = 15, 9
 
@@ -75,9 +79,11 @@ class Sandbox:
         owner: the process that made it.
         launcher: the process that guards it.
         kind: ``"run"`` (PID 1 is nsbox-init), ``"container"`` (PID 1 is the command),
-            ``"pause"`` (holds namespaces), or ``"starting"``.
+            ``"exec"`` (one more process of another), ``"pause"`` (holds namespaces), or
+            ``"starting"``.
         command: of the payload, by its own word.
-        cgroups: its directories.
+        cgroups: controller, or "v2", -> directory.
+        noted: what its owner wrote about it, for who wants to enter it.
     """
 
     pid: int
@@ -87,7 +93,8 @@ class Sandbox:
     launcher: int
     kind: str
     command: tuple[str, ...]
-    cgroups: tuple[str, ...]
+    cgroups: dict[str, str]
+    noted: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def age(self) -> float:
@@ -163,15 +170,29 @@ def _ended(pidfd: int, within: float = 0.0) -> bool:
 # -- notes ------------------------------------------------------------------------------------
 
 
-def note(name: str, pid: int) -> str:
-    """Let other processes know a sandbox of this one by a name; returns the note's path.
+def note(name: str, process: Process, spec: Spec, join_map: str = "") -> str:
+    """Let other processes know a sandbox of this one by a name, and enter it: see elsewhere.py.
 
-    The launcher removes it when this process ends, and ``gc()`` when both do.
+    Returns the note's path. The launcher removes it when this process ends, and ``gc()`` when
+    both do. It is the user's alone to read: variables of the environment are in it.
     """
     import json
+    import pickle
 
-    path = f"{registry.directory()}/{launcher.current().entry.prefix}{pid}-note"
-    text = json.dumps({"name": name, "pid": pid, "start": registry.start_time(pid)})
+    plan = process.plan
+    # what was mounted is there, and contents can be large
+    base = replace(spec, mounts=(), files=spec.files and (("file", b"", 0),))
+    text = json.dumps({
+        "name": name,
+        "pid": process.pid,
+        "start": registry.start_time(process.pid),
+        "kinds": plan.kinds,
+        "cgroups": [slot.key for slot in plan.passed if slot.kind == "cgroup"],
+        "enforcement": dict(plan.enforcement),
+        "id_map": plan.id_map.kind if plan.id_map is not None else join_map,
+        "spec": pickle.dumps(base).hex(),
+    })  # fmt: skip
+    path = f"{registry.directory()}/{launcher.current().entry.prefix}{process.pid}-note"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, text.encode())
@@ -188,8 +209,8 @@ def forget(path: str) -> None:
         pass
 
 
-def _names(prefix: str) -> dict[tuple[int, int], str]:
-    """(pid, start) -> name, of one owner's notes. A note may be half written, or stale."""
+def _notes(prefix: str) -> dict[tuple[int, int], dict[str, Any]]:
+    """(pid, start) -> what its owner wrote. A note may be half written, or stale."""
     import json
 
     found = {}
@@ -198,7 +219,7 @@ def _names(prefix: str) -> dict[tuple[int, int], str]:
             try:
                 with open(f"{registry.directory()}/{file}") as opened:
                     said = json.loads(opened.read(_MOST_NOTE))
-                found[int(said["pid"]), int(said["start"])] = str(said["name"])
+                found[int(said["pid"]), int(said["start"])] = said
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return found
@@ -219,22 +240,51 @@ def _describe(pid: int, table: dict[int, ProcStat]) -> tuple[str, tuple[str, ...
     return "container", tuple(args)
 
 
-def _cgroups(pid: int, prefix: str) -> tuple[str, ...]:
-    """Its directories, as this process sees them, that its owner made for it."""
+def _is_late(pid: int) -> bool:
+    """It came into a pid namespace that had its PID 1."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
-        return ()
-    mounts = cgroup._mounts()
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        parts = path.split("/")
+        return False
+    numbers = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+    return len(numbers) > 1 and numbers[-1] != "1"
+
+
+def own_cgroups(pid: int | str) -> dict[str, str]:
+    """Controller, or "v2", -> the directory of the cgroup that a process is in, where that can
+    be seen from here; cgroups(7)."""
+    places: dict[str, tuple[str, str]] = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        fstype, _, options = after.split(" ", 2)
+        root, point = before.split(" ")[3:5]
+        names = ["v2"] if fstype == "cgroup2" else options.split(",") if fstype == "cgroup" else []
+        for name in names:
+            places.setdefault(name, (root.rstrip("/"), point))
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, names_, path = line.split(":", 2)
+        for name in names_.split(",") if names_ else ["v2"]:
+            root, point = places.get(name, ("?", ""))
+            if path == root or path.startswith(root + "/"):
+                found[name] = os.path.normpath(point + path[len(root) :])
+    return found
+
+
+def _cgroups(pid: int, prefix: str) -> dict[str, str]:
+    """Those that its owner made for it, whose names begin with *prefix*."""
+    try:
+        places = own_cgroups(pid)
+    except OSError:
+        return {}
+    found = {}
+    for name, directory in places.items():
+        parts = directory.split("/")
         depth = next((i for i, part in enumerate(parts) if part.startswith(prefix)), 0)
-        mount = next((mounts[c] for c in controllers.split(",") if c in mounts), None)
-        if depth and mount is not None:
-            found.append(os.path.normpath(mount + "/".join(parts[: depth + 1])))
-    return tuple(place for place in dict.fromkeys(found) if os.path.isdir(place))
+        place = "/".join(parts[: depth + 1])  # the payload may have gone further down
+        if depth and os.path.isdir(place):
+            found[name] = place
+    return found
 
 
 def sandboxes() -> list[Sandbox]:
@@ -242,14 +292,17 @@ def sandboxes() -> list[Sandbox]:
     table = proc_table()
     found = []
     for prefix, owner, guardian in registry.owners():
-        names = _names(prefix)
+        notes = _notes(prefix)
         for pid, stat in table.items():
             if stat.parent != guardian:
                 continue
             kind, command = _describe(pid, table)
-            name = names.get((pid, stat.start), "")
+            noted = notes.get((pid, stat.start), {})
+            if kind == "container" and not noted and _is_late(pid):
+                kind = "exec"
+            name = str(noted.get("name", ""))
             found.append(Sandbox(pid, stat.start, name, owner, guardian, kind, command,
-                                 _cgroups(pid, prefix)))  # fmt: skip
+                                 _cgroups(pid, prefix), noted))  # fmt: skip
     return sorted(found, key=lambda sandbox: sandbox.pid)
 
 
@@ -302,30 +355,46 @@ class Load:
     cpu: float
 
 
-def _first(sandbox: Sandbox, *files: str) -> int | None:
-    """The first of these files of its cgroups that holds a number."""
-    for directory in sandbox.cgroups:
-        for file in files:
-            value = cgroup._number(f"{directory}/{file}")
+def _number(path: str) -> int | None:
+    """What the file holds; None when there is none, or no limit ("max")."""
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _of(sandbox: Sandbox, controller: str, v2: str, v1: str = "") -> int | None:
+    """A number of its cgroup, by the name of the file in v2 and in v1."""
+    for key, file in ((controller, v1 or v2), ("v2", v2)):
+        if key in sandbox.cgroups:
+            value = _number(f"{sandbox.cgroups[key]}/{file}")
             if value is not None:
                 return value
     return None
 
 
+def _cpu_seconds(sandbox: Sandbox, processes: list[ProcStat]) -> float:
+    """By the cgroup, which knows those that have ended, too."""
+    try:
+        text = Path(f"{sandbox.cgroups['v2']}/cpu.stat").read_text()
+        return next(int(x.split()[1]) for x in text.splitlines() if x[:5] == "usage") / 1e6
+    except (KeyError, OSError, StopIteration):
+        pass
+    usage = _of(sandbox, "cpuacct", "cpuacct.usage")
+    return sum(stat.cpu for stat in processes) if usage is None else usage / 1e9
+
+
 def load(sandbox: Sandbox, table: dict[int, ProcStat] | None = None) -> Load:
     """Of its cgroups where it has some, else the sum of its processes."""
     processes = members(sandbox, table)
-    memory = _first(sandbox, "memory.current", "memory.usage_in_bytes")
-    limit = _first(sandbox, "memory.max", "memory.limit_in_bytes")
-    pids = _first(sandbox, "pids.current")
-    cpu = sum(stat.cpu for stat in processes)
-    for directory in sandbox.cgroups:
-        if os.path.exists(f"{directory}/cgroup.controllers"):
-            cpu = cgroup._counter(f"{directory}/cpu.stat", "usage_usec") / 1e6
+    memory = _of(sandbox, "memory", "memory.current", "memory.usage_in_bytes")
+    limit = _of(sandbox, "memory", "memory.max", "memory.limit_in_bytes")
+    pids = _of(sandbox, "pids", "pids.current")
     return Load(
         memory=sum(stat.rss for stat in processes) if memory is None else memory,
         memory_limit=None if limit is None or limit >= 1 << 62 else limit,
         pids=len(processes) if pids is None else pids,
-        pids_limit=_first(sandbox, "pids.max"),
-        cpu=cpu,
+        pids_limit=_of(sandbox, "pids", "pids.max"),
+        cpu=_cpu_seconds(sandbox, processes),
     )

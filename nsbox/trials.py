@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from nsbox import cgroup, registry
+from nsbox import cgroup, registry, sandboxes
 from nsbox.remedies import Found
 
 MEMORY = 16 << 20
@@ -26,30 +26,6 @@ _WRITES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
 }
 CONTROLLERS = tuple(_WRITES)
 _V1_NAMES = {"io": "blkio"}
-
-
-def _v1_mounts() -> dict[str, str]:
-    """Controller -> this process's own directory of its hierarchy."""
-    own = {}
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, names, path = line.split(":", 2)
-        own.update(dict.fromkeys(names.split(","), path))
-    found = {}
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        fstype, _, options = after.split(" ", 2)
-        if fstype == "cgroup":
-            for name in set(options.split(",")) & own.keys():
-                found[name] = os.path.normpath(before.split(" ")[4] + own[name])
-    return found
-
-
-def _v2_mount() -> str:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        if after.startswith("cgroup2 "):
-            return before.split(" ")[4]
-    return ""
 
 
 def _block_device() -> str:
@@ -75,7 +51,7 @@ class Trial:
         self._restore: list[tuple[str, str]] = []
         self._device = _block_device()
         self._parents = cgroup.find_parents()
-        self._v1 = _v1_mounts()
+        self._own = sandboxes.own_cgroups("self")
 
     def __enter__(self) -> Trial:
         self._entry.publish()
@@ -92,18 +68,18 @@ class Trial:
     def _parent(self, controller: str) -> tuple[int, str]:
         """(version, directory) in which a cgroup with this controller can be made, or (0, why)."""
         v1_name = _V1_NAMES.get(controller, controller)
-        if v1_name in self._v1:
-            where = self._v1[v1_name]
+        if v1_name in self._own:
+            where = self._own[v1_name]
             if os.access(where, os.W_OK | os.X_OK):
                 return 1, where
             return 0, f"{where} is not this user's to write"
         if self._parents.version == 2:
             return 2, self._parents.directories[0][1]
-        if controller == "freezer" and (mount := _v2_mount()) and os.access(mount, os.W_OK):
-            return 2, mount
-        where = _v2_mount()
-        return 0, (f"no cgroup below {where} can be written, or can have limits for its children"
-                   if where else "no cgroup file system is mounted")  # fmt: skip
+        where = self._own.get("v2", "")
+        if controller == "freezer" and where and os.access(where, os.W_OK):
+            return 2, where
+        return 0, (f"no cgroup at or above {where} can be written, or can have limits for its "
+                   "children" if where else "no cgroup file system is mounted")  # fmt: skip
 
     def _enable(self, directory: str, controller: str) -> None:
         control = f"{directory}/cgroup.subtree_control"

@@ -93,7 +93,7 @@ def ps(arguments: argparse.Namespace) -> int:
             "id": sandbox.pid, "name": sandbox.name, "kind": sandbox.kind, "owner": sandbox.owner,
             "age": round(sandbox.age, 2), "memory": used.memory,
             "memory_limit": used.memory_limit, "pids": used.pids, "pids_limit": used.pids_limit,
-            "cpu": round(used.cpu, 3), "cgroups": list(sandbox.cgroups),
+            "cpu": round(used.cpu, 3), "cgroups": sorted(set(sandbox.cgroups.values())),
             "command": list(sandbox.command),
         })  # fmt: skip
     if arguments.json:

@@ -284,6 +284,11 @@ def _run_on_terminal(command: list[str], options: dict[str, Any]) -> int:
         return _exit_code(attach(process))
 
 
+def _see_through(process: Popen, forwarder: Forwarder) -> int:
+    forwarder.to(process)
+    return _exit_code(Pump(process).run())
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; its output, its input and its end are ours."""
     command, options = _command(arguments), keywords(arguments)
@@ -295,23 +300,43 @@ def run(arguments: argparse.Namespace) -> int:
     forwarder = Forwarder()
     stdin = PIPE if arguments.interactive else None
     with Popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, **options) as process:
-        with _named(arguments.name, process.pid):
-            forwarder.to(process)
-            code = _exit_code(Pump(process).run())
+        with _noted(arguments.name, process):
+            code = _see_through(process, forwarder)
         _say_why(process)
         return code
 
 
 @contextlib.contextmanager
-def _named(name: str, pid: int) -> Iterator[None]:
-    """Known to ps and the others by this name, while it runs."""
-    if not name:
-        yield
-        return
+def _noted(name: str, process: Popen) -> Iterator[None]:
+    """Known to the other commands while it runs."""
     from nsbox import sandboxes
 
-    note = sandboxes.note(name, pid)
+    try:
+        note = sandboxes.note(name, process._process, process.spec)
+    except (FileNotFoundError, ProcessLookupError):  # it was quicker
+        note = ""
     try:
         yield
     finally:
         sandboxes.forget(note)
+
+
+def exec_(arguments: argparse.Namespace) -> int:
+    """One more command in a sandbox that runs, as ``run`` in all else."""
+    from nsbox import elsewhere, sandboxes
+    from nsbox.streams import PIPE
+
+    command = _command(arguments)
+    forwarder = Forwarder()
+    process = elsewhere.popen(
+        sandboxes.find(arguments.sandbox),
+        command,
+        user=arguments.user,
+        cwd=arguments.workdir,
+        env=_environment([], arguments.env),
+        stdin=PIPE if arguments.interactive else None,
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    with process:
+        return _see_through(process, forwarder)

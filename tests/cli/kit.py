@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from support import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = os.geteuid() == 0
 TREE = Path(__file__).resolve().parents[2]
@@ -38,6 +43,11 @@ def as_json(*args: str) -> Any:
     return json.loads(out(nsbox(*args, "--json")))
 
 
+def ps(*owners: int) -> list[dict[str, Any]]:
+    """What ps shows of these owners: others may run sandboxes here, too."""
+    return [one for one in as_json("ps") if one["owner"] in owners]
+
+
 def shell(script: str, *, before: tuple[str, ...] = ()) -> str:
     """What a shell script prints, run inside of *before* (unshare and its like)."""
     environment = {**os.environ, "PYTHON": sys.executable}
@@ -46,3 +56,22 @@ def shell(script: str, *, before: tuple[str, ...] = ()) -> str:
                           env=environment)  # fmt: skip
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout
+
+
+@contextlib.contextmanager
+def going(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """One that goes on until the block is left. A shell's background job ignores SIGINT."""
+    started = ["env", "--default-signal=INT", *command(*args)]
+    with subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                          cwd=TREE) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready = select.select([process.stdout], [], [], PATIENCE)[0]
+    assert ready, "it says nothing"
+    return process.stdout.readline().strip()

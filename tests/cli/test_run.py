@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -15,8 +13,10 @@ import pytest
 from cli import kit
 from support import poll_until
 
+from nsbox import registry
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 pytestmark = pytest.mark.userns
@@ -26,23 +26,8 @@ def run(*args: str, **keywords: object) -> subprocess.CompletedProcess[str]:
     return kit.nsbox("run", *args, **keywords)
 
 
-@contextlib.contextmanager
-def start(*args: str) -> Iterator[subprocess.Popen[str]]:
-    """One that goes on, until the block is left. A shell's background job ignores SIGINT."""
-    command = ["env", "--default-signal=INT", *kit.command("run", *args)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
-                          cwd=kit.TREE) as process:  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def read_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    ready = select.select([process.stdout], [], [], kit.PATIENCE)[0]
-    assert ready, "it says nothing"
-    return process.stdout.readline().strip()
+def start(*args: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    return kit.going("run", *args)
 
 
 # -- exit codes -------------------------------------------------------------------------------
@@ -106,7 +91,7 @@ def test_both_outputs_are_passed_on_apart() -> None:
 
 def test_output_comes_while_the_command_goes_on() -> None:
     with start("sh", "-c", "echo first; exec sleep 1000") as process:
-        assert read_line(process) == "first"
+        assert kit.read_line(process) == "first"
         assert process.poll() is None
         process.terminate()
 
@@ -141,7 +126,7 @@ def test_the_file_that_is_standard_output_is_not_handed_in(tmp_path: Path) -> No
 
 def test_a_reader_who_has_gone_ends_the_command_as_in_a_pipeline() -> None:
     with start("yes") as process:
-        assert read_line(process) == "y"
+        assert kit.read_line(process) == "y"
         assert process.stdout is not None
         process.stdout.close()
         assert process.wait(kit.PATIENCE) == 128 + signal.SIGPIPE
@@ -152,7 +137,7 @@ def test_a_signal_that_the_caller_ignores_is_not_forwarded() -> None:
     script = "trap 'echo got' HUP; echo ready; while :; do sleep 0.05; done"
     command = ["env", "--ignore-signal=HUP", *kit.command("run", "sh", "-c", script)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=kit.TREE) as process:
-        assert read_line(process) == "ready"
+        assert kit.read_line(process) == "ready"
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGTERM)
         assert process.wait(kit.PATIENCE) == 143
@@ -238,15 +223,15 @@ def test_a_terminal_is_refused_with_what_to_use_instead() -> None:
 def test_signals_are_forwarded(name: str) -> None:
     script = f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
     with start("sh", "-c", script) as process:
-        assert read_line(process) == "ready"
+        assert kit.read_line(process) == "ready"
         process.send_signal(getattr(signal, f"SIG{name}"))
-        assert read_line(process) == "got"
+        assert kit.read_line(process) == "got"
         assert process.wait(kit.PATIENCE) == 7
 
 
 def test_a_signal_that_is_not_caught_is_the_exit_code() -> None:
     with start("sh", "-c", "echo ready; exec sleep 1000") as process:
-        assert read_line(process) == "ready"
+        assert kit.read_line(process) == "ready"
         process.send_signal(signal.SIGINT)
         assert process.wait(kit.PATIENCE) == 130
 
@@ -255,10 +240,10 @@ def test_a_third_interrupt_ends_what_does_not_heed_the_first() -> None:
     with start(
         "sh", "-c", "trap 'echo no' INT; echo ready; while :; do sleep 0.05; done"
     ) as process:
-        assert read_line(process) == "ready"
+        assert kit.read_line(process) == "ready"
         for _ in range(2):
             process.send_signal(signal.SIGINT)
-            assert read_line(process) == "no"
+            assert kit.read_line(process) == "no"
         process.send_signal(signal.SIGINT)
         assert process.wait(kit.PATIENCE) == 137
 
@@ -266,15 +251,15 @@ def test_a_third_interrupt_ends_what_does_not_heed_the_first() -> None:
 def test_a_killed_run_leaves_nothing() -> None:
     """The launcher ends the sandbox, and its note goes."""
     with start("--name", "killed", "sh", "-c", "echo ready; exec sleep 1000") as process:
-        assert read_line(process) == "ready"
-        assert [one["name"] for one in kit.as_json("ps")] == ["killed"]
+        assert kit.read_line(process) == "ready"
+        assert [one["name"] for one in kit.ps(process.pid)] == ["killed"]
         process.kill()
         process.wait()
-    poll_until(lambda: kit.as_json("ps") == [], timeout_s=10)
-    from nsbox import registry
+    poll_until(lambda: kit.ps(process.pid) == [], timeout_s=10)
 
     def notes() -> list[str]:
-        return [name for name in os.listdir(registry.directory()) if name.endswith("-note")]
+        mine = f"nsbox-{process.pid}-"
+        return [name for name in os.listdir(registry.directory()) if name.startswith(mine)]
 
     poll_until(lambda: notes() == [], timeout_s=10)
 
@@ -284,5 +269,5 @@ def test_it_loads_nothing_that_it_has_no_use_for() -> None:
     script = """"$PYTHON" -X importtime -m nsbox run true 2>&1 | sed -n 's/^import time:.*| *//p'"""
     loaded = set(kit.shell(script).split())
     assert "nsbox.spec" in loaded
-    heavy = "asyncio rich multiprocessing concurrent.futures nsbox.pod nsbox.sandboxes"
+    heavy = "asyncio rich multiprocessing concurrent.futures nsbox.pod nsbox.diagnosis"
     assert loaded & set(heavy.split()) == set()

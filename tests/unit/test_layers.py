@@ -38,7 +38,8 @@ FLOORS: dict[int, str] = {
     3: "steps plan profile build mounts creds compile",
     4: "cgroup registry launcher probe interrupts",
     5: "process templates watch result streams sandbox converse command popen namespace enter "
-    "ports sandboxes",
+    "ports sandboxes "
+    "elsewhere",
     6: "container",
     7: "podspec pod",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
