@@ -2,7 +2,7 @@
 """What the pages show of the code itself: rendered when they are built, so that it stays true.
 
 Directives: ``timeline``, ``steps``, ``profiles``, ``layers``, ``ladder``, ``transitions``,
-``exceptions`` and ``readme``.
+``exceptions``, ``session`` and ``readme``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import ast
 import dataclasses
 import os
 import re
+import shlex
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import mock
@@ -24,7 +27,7 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import nsbox
-from nsbox import container, errors, probe
+from nsbox import container, errors, probe, sandboxes
 from nsbox.host import Host
 from nsbox.names import Opcode
 from nsbox.profile import PROFILES, Profile
@@ -283,6 +286,45 @@ class Exceptions(SphinxDirective):
         return [literal("\n".join(["NsboxError", *_tree(errors.NsboxError)]))]
 
 
+_SHELL = 'nsbox() { "$PYTHON" -m nsbox "$@"; }\n'
+
+
+class Session(SphinxDirective):
+    """Lines for a shell, each with what it prints here; *beside* runs meanwhile."""
+
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {"beside": directives.unchanged}
+
+    def run(self) -> list[nodes.Node]:
+        if "beside" not in self.options:
+            return [literal("\n".join(map(self._answer, self.content)))]
+        command = [sys.executable, "-m", "nsbox", *shlex.split(self.options["beside"])]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+            try:
+                deadline = time.monotonic() + 30
+                while time.monotonic() < deadline and not self._owned(process.pid):
+                    time.sleep(0.05)
+                return [literal("\n".join(map(self._answer, self.content)))]
+            finally:
+                process.terminate()
+
+    @staticmethod
+    def _owned(pid: int) -> bool:
+        """It runs, and is past its start: its command is known."""
+        return any(one.owner == pid and one.command and one.name for one in sandboxes.sandboxes())
+
+    @staticmethod
+    def _answer(line: str) -> str:
+        done = subprocess.run(
+            ["/bin/sh", "-c", _SHELL + line], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+            env={**os.environ, "PYTHON": sys.executable},
+        )  # fmt: skip
+        if "Traceback" in done.stdout:
+            logger.warning("%s: %s", line, done.stdout)
+        return f"$ {line}\n{done.stdout}"
+
+
 # -------------------------------------------------------------------------------------- the whole
 
 
@@ -295,7 +337,8 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    for directive in (Timeline, Steps, Profiles, Layers, Ladder, Transitions, Exceptions, Readme):
+    for directive in (Timeline, Steps, Profiles, Layers, Ladder, Transitions, Exceptions, Readme,
+                      Session):  # fmt: skip
         app.add_directive(directive.__name__.lower(), directive)
     app.connect("env-check-consistency", check_reference)
     return {"parallel_read_safe": True}

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from nsbox.command import run as run
     from nsbox.container import Container as Container
     from nsbox.delegate import delegate as delegate
+    from nsbox.diagnosis import Check as Check
+    from nsbox.diagnosis import Report as Report
+    from nsbox.diagnosis import doctor as doctor
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
     from nsbox.errors import CopyError as CopyError
@@ -60,6 +63,7 @@ _WHERE = {
     "Backoff": "podspec",
     "Cgroup": "cgroup",
     "CgroupStats": "usage",
+    "Check": "diagnosis",
     "CommandError": "errors",
     "CommandNotFound": "errors",
     "Completed": "result",
@@ -79,6 +83,7 @@ _WHERE = {
     "ProcessInfo": "processes",
     "Reason": "result",
     "RemoteError": "errors",
+    "Report": "diagnosis",
     "Rootfs": "spec",
     "SetupError": "errors",
     "SpecError": "errors",
@@ -91,6 +96,7 @@ _WHERE = {
     "delegate": "delegate",
     "attach": "terminal",
     "events": "lifecycle",
+    "doctor": "diagnosis",
     "explain": "sandbox",
     "gc": "registry",
     "namespaces": "namespace",

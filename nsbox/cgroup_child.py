@@ -18,6 +18,8 @@ def open_for_child(cgroup: Cgroup) -> dict[str, int]:
     opened: dict[str, int] = {}
     try:
         for controller, directory in cgroup.directories.items():
+            if controller.startswith("late-"):
+                continue  # the freezer of one that was paused gathers who is elsewhere by itself
             if cgroup.version == 2 or controller == "unified":
                 if "v2" not in opened:
                     opened["v2"] = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)

@@ -24,6 +24,7 @@ from nsbox import (
     nslist,
     probe,
     processes,
+    sandboxes,
     units,
     watch,
 )
@@ -131,6 +132,7 @@ class Container(Control):
         self._sinks: list[Sink] = []
         self._wall: watch.Timer | None = None
         self._meter: cputime.Meter | None = None
+        self._note = ""
         self._lock = threading.RLock()
         self._tell("created")
 
@@ -166,6 +168,10 @@ class Container(Control):
                 stdio.close()
                 raise
             self._status = "running"
+            try:
+                self._note = sandboxes.note(self.name, self._process, self.spec, id_map)
+            except OSError:  # it was quicker; or `nsbox ps` shows it without a name
+                pass
             self._members = self._known_by_mounts()
             nslist.boxes[self._process.pid] = self._box or self.name
             self._tell("started")
@@ -254,6 +260,7 @@ class Container(Control):
         if self._process is None:
             return
         keeper = watch.get()
+        sandboxes.forget(self._note)
         unwatch(self._process)
         if self._wall is not None:
             self._wall.cancel()

@@ -20,7 +20,7 @@ import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from nsbox import cgroup_child, probe, units
+from nsbox import probe, units
 from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
@@ -58,10 +58,9 @@ def _plan(target: Process, base: Spec, spec: Spec, id_map: str) -> Plan:
 def _descriptors(target: Process, undo: ExitStack, pidfd: int) -> dict[Slot, int]:
     """What the plan names, but for the standard streams; closed by *undo*."""
     found = {JOIN: pidfd}
-    if target.cgroup is not None:
-        for name, fd in cgroup_child.open_for_child(target.cgroup).items():
-            undo.callback(os.close, fd)
-            found[Slot("cgroup", name)] = fd
+    for name, fd in target.open_cgroup().items():
+        undo.callback(os.close, fd)
+        found[Slot("cgroup", name)] = fd
     return found
 
 

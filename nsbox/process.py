@@ -308,6 +308,10 @@ class Process:
                 except OSError:  # not known here, no group yet, or nobody is left in it
                     pass
 
+    def open_cgroup(self) -> dict[str, int]:
+        """Descriptors by which one more process enters its cgroup; the caller's to close."""
+        return {} if self.cgroup is None else cgroup_child.open_for_child(self.cgroup)
+
     def dup_pidfd(self) -> int:
         """A pidfd of the caller's own; no other thread can close it under its feet.
 

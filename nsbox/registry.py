@@ -16,7 +16,7 @@ import stat
 import struct
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox import cgroupfs
 from nsbox.errors import Unavailable
@@ -40,7 +40,7 @@ def directory() -> str:
 
 @functools.lru_cache(maxsize=4)
 def _directory(euid: int, runtime: str) -> str:
-    if euid == 0:
+    if euid == 0 and os.access("/run", os.W_OK | os.X_OK):  # not so for root of a user namespace
         path = "/run/nsbox"
     elif runtime and os.access(runtime, os.W_OK | os.X_OK):
         path = f"{runtime}/nsbox"
@@ -146,6 +146,7 @@ def gc() -> list[str]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             removed += _sweep(os.read(fd, 1 << 20).decode(), name.removesuffix("lock"))
+            _drop_notes(name.removesuffix("lock"))
             os.unlink(path)
         except OSError as e:
             if e.errno not in (errno.EAGAIN, errno.ENOENT, errno.EBUSY):
@@ -156,7 +157,16 @@ def gc() -> list[str]:
         from nsbox import pins
 
         removed += pins.gc()
+    _drop_stray_notes()
     return removed
+
+
+def _drop_stray_notes() -> None:
+    """Of a launcher that was killed between the removal of its lock file and of its notes."""
+    for name in os.listdir(directory()):
+        prefix = "-".join(name.split("-")[:4]) + "-"
+        if name.endswith("-note") and not os.path.exists(f"{directory()}/{prefix}lock"):
+            _drop_notes(prefix)
 
 
 def _sweep(places: str, prefix: str) -> list[str]:
@@ -171,6 +181,48 @@ def _sweep(places: str, prefix: str) -> list[str]:
                 cgroupfs.remove_tree(f"{place}/{name}", time.monotonic() + 2)
                 removed.append(f"{place}/{name}")
     return removed
+
+
+def _drop_notes(prefix: str) -> None:
+    """What an owner wrote about its sandboxes, see sandboxes.py, goes before its lock does."""
+    for name in os.listdir(directory()):
+        if name.startswith(prefix) and name.endswith("-note"):
+            try:
+                os.unlink(f"{directory()}/{name}")
+            except FileNotFoundError:
+                pass
+
+
+class LiveOwner(NamedTuple):
+    """An owner whose launcher runs. *prefix* is that of the names of its things."""
+
+    prefix: str
+    pid: int
+    launcher: int
+
+
+def owners() -> list[LiveOwner]:
+    """The owners of this user that run now, each launcher named by the kernel: F_GETLK.
+
+    Nobody can pose as one who cannot write in the registry directory.
+    """
+    found = []
+    for name in sorted(os.listdir(directory())):
+        if not (name.startswith("nsbox-") and name.endswith("-lock")):
+            continue
+        try:
+            fd = os.open(f"{directory()}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, request))
+        finally:
+            os.close(fd)
+        if answer[0] != fcntl.F_UNLCK and answer[4] > 0:
+            prefix = name.removesuffix("lock")
+            found.append(LiveOwner(prefix, int(prefix.split("-")[1]), answer[4]))
+    return found
 
 
 class IdSlots:

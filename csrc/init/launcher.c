@@ -456,11 +456,20 @@ static void forget_owner(void)
 	raise_nofile();
 }
 
+/* F_GETLK on the registry file tells who asks, such as `nsbox ps`, our pid: by the kernel's word. */
+static void sign_entry(void)
+{
+	struct flock lock = { .l_type = F_WRLCK };
+
+	nsb_sys3(__NR_fcntl, NSB_FD_LOCK, F_SETLK, &lock);
+}
+
 int nsb_launcher_main(void)
 {
 	int epoll, self;
 
 	forget_owner();
+	sign_entry();
 	self = (int)nsb_sys2(__NR_pidfd_open, nsb_sys0(__NR_getpid), 0);
 	if (self != NSB_FD_SELF)
 		return 125;

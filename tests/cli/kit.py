@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the command line and of the doctor share: real processes, and their words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from support import scaled
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = os.geteuid() == 0
+TREE = Path(__file__).resolve().parents[2]
+PATIENCE = scaled(30)
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "nsbox", *args]
+
+
+def nsbox(*args: str, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end."""
+    options = {"capture_output": True, "text": True, "timeout": PATIENCE, **keywords}
+    if "input" not in options:
+        options.setdefault("stdin", subprocess.DEVNULL)
+    return subprocess.run(command(*args), cwd=keywords.get("cwd", TREE), **options)
+
+
+def out(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout.strip()
+
+
+def as_json(*args: str) -> Any:
+    return json.loads(out(nsbox(*args, "--json")))
+
+
+def ps(*owners: int) -> list[dict[str, Any]]:
+    """What ps shows of these owners: others may run sandboxes here, too."""
+    return [one for one in as_json("ps") if one["owner"] in owners]
+
+
+def shell(script: str, *, before: tuple[str, ...] = ()) -> str:
+    """What a shell script prints, run inside of *before* (unshare and its like)."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run([*before, "/bin/sh", "-ec", script], capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, timeout=PATIENCE, cwd=TREE,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+@contextlib.contextmanager
+def going(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """One that goes on until the block is left. A shell's background job ignores SIGINT."""
+    started = ["env", "--default-signal=INT", *command(*args)]
+    with subprocess.Popen(started, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True,
+                          cwd=TREE) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    ready = select.select([process.stdout], [], [], PATIENCE)[0]
+    assert ready, "it says nothing"
+    return process.stdout.readline().strip()
