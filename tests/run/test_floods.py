@@ -139,7 +139,7 @@ def test_a_tree_that_is_traced_and_stopped_ends_in_time(init: bool) -> None:
     args = ["/usr/bin/python3", "-I", "-S", "-c", TRACER]
     with nsbox.Popen(args, init=init, stdout=nsbox.PIPE) as process:
         assert kit.waiting(process) == "ready"
-        with kit.at_most(2):
+        with kit.at_most(4):
             process.kill()
             assert process.wait(kit.PATIENCE) == -signal.SIGKILL
 
@@ -147,7 +147,7 @@ def test_a_tree_that_is_traced_and_stopped_ends_in_time(init: bool) -> None:
 @pytest.mark.parametrize("way", ["wall", "timeout"])
 def test_a_tree_that_stops_itself_meets_its_deadline(way: str) -> None:
     script = "(kill -STOP $(exec sh -c 'echo $PPID')) & sleep 0.05; kill -STOP $$"
-    with kit.at_most(3):
+    with kit.at_most(4):
         if way == "wall":
             assert kit.sh(script, limits=Limits(wall=scaled(0.4))).reason is Reason.TIMEOUT
         else:
@@ -171,13 +171,13 @@ def test_a_chain_of_forks_is_not_followed_for_ever(monkeypatch: pytest.MonkeyPat
     children: Any = processes._children
     endless = iter(range(10_000_000, 20_000_000))
     monkeypatch.setattr(processes, "_children", lambda pid: [*children(pid), next(endless)])
-    with kit.at_most(2):
+    with kit.at_most(4):
         assert len(processes.tree(os.getpid())) >= processes._DEEPEST
     monkeypatch.undo()
     args = ["/usr/bin/python3", "-I", "-S", "-c", CHAIN]
     with nsbox.Popen(args, stdout=nsbox.PIPE) as process:
         assert kit.waiting(process) == "ready"
-        with kit.at_most(2):
+        with kit.at_most(4):
             process.close()
 
 
@@ -262,7 +262,7 @@ def test_a_frozen_tree_ends_in_time(way: str, who: str, version: int) -> None:
         for pid in pids if who == "all" else pids[-1:]:
             group.add(pid)
         group.freeze()
-        with box, kit.at_most(2):
+        with box, kit.at_most(4):
             if way == "kill":
                 box.kill()
             if way in ("kill", "wall"):
