@@ -33,7 +33,7 @@ def write(path: str, value: str) -> None:
     """One write(2), as the kernel wants it."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, value.encode())
+        os.write(fd, value.encode() or b"\n")  # none at all would be no write
     finally:
         os.close(fd)
 
