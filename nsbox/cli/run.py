@@ -272,9 +272,10 @@ def _say_why(process: Popen) -> None:
 def _run_on_terminal(command: list[str], options: dict[str, Any]) -> int:
     """With a terminal of the sandbox's own: ours is never handed in."""
     from nsbox.popen import Popen
-    from nsbox.terminal import attach
+    from nsbox.terminal import attach, window_size
 
-    with Popen(command, pty=True, **options) as process:
+    size = window_size(0) if os.isatty(0) else (0, 0)
+    with Popen(command, pty=size if all(size) else True, **options) as process:
         return _exit_code(attach(process))
 
 
