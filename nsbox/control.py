@@ -34,6 +34,9 @@ class Control:
     def _allow(self, verb: str) -> None:
         raise NotImplementedError
 
+    def _tell(self, what: str, detail: str = "") -> None:
+        raise NotImplementedError
+
     @property
     def cgroup(self) -> Cgroup | None:
         """The cgroup that it runs in; None unless running, and where it has no limit to be kept
@@ -98,12 +101,14 @@ class Control:
             self._allow("pause")
             self._own_cgroup("pause").freeze()
             self._paused = True
+            self._tell("paused")
 
     def resume(self) -> None:
         """Let it go on. Raises StateError unless it is paused."""
         with interrupts.Held(), self._lock:
             self._allow("resume")
             self._thaw()
+            self._tell("resumed")
 
     def _thaw(self) -> None:
         cgroup = self.cgroup
