@@ -495,7 +495,8 @@ class Container(Control):
         assert self._process is not None
         own = self._process.plan.clone.flags & Clone.NEWPID
         found = processes.members(pid) if own else processes.tree(pid)
-        return [info for one in sorted(found) if (info := processes.info(one)) is not None]
+        known = [info for one in found if (info := processes.info(one)) is not None]
+        return sorted(known, key=lambda info: (info.nspid, info.pid))  # PID 1 first: numbers wrap
 
     def explain(self) -> Plan:
         """The plan that was, or would be, run."""
