@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nsbox import units
 from nsbox.converse import as_bytes, finish
 from nsbox.sandbox import build_spec, launch
-from nsbox.streams import PIPE
+from nsbox.streams import wanted_streams
 
 if TYPE_CHECKING:
     from nsbox.result import Completed
@@ -67,20 +67,13 @@ def run(
         TimeoutExpired, CommandError: see *timeout* and *check*.
         StateError: the launcher was killed meanwhile.
     """
-    if capture_output:
-        if stdout is not None or stderr is not None:
-            raise ValueError("stdout and stderr may not be used with capture_output")
-        stdout = stderr = PIPE
-    if input is not None:
-        if stdin is not None:
-            raise ValueError("stdin may not be used with input")
-        stdin = PIPE
+    streams = wanted_streams(stdin, stdout, stderr, input, capture_output)
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
     spec = build_spec(args, keywords)
     return finish(
         spec,
-        (stdin, stdout, stderr),
+        streams,
         lambda stdio: launch(spec, stdio),
         data=as_bytes(input),
         text=text,

@@ -28,7 +28,7 @@ from nsbox.popen import Popen
 from nsbox.process import PATIENCE_S, Injection, Process, spawn
 from nsbox.spec import Spec, another_process
 from nsbox.steps import JOIN, Slot
-from nsbox.streams import PIPE
+from nsbox.streams import wanted_streams
 
 if TYPE_CHECKING:
     from nsbox.plan import Plan
@@ -134,21 +134,14 @@ def execute(
     check: bool = False,
 ) -> Completed:
     """The body of ``Container.exec``."""
-    if capture_output:
-        if stdout is not None or stderr is not None:
-            raise ValueError("stdout and stderr may not be used with capture_output")
-        stdout = stderr = PIPE
-    if input is not None:
-        if stdin is not None:
-            raise ValueError("stdin may not be used with input")
-        stdin = PIPE
+    streams = wanted_streams(stdin, stdout, stderr, input, capture_output)
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
     spec = another_process(base, args, user=user, env=env, cwd=cwd)
     try:
         return finish(
             spec,
-            (stdin, stdout, stderr),
+            streams,
             lambda stdio: enter(target, base, spec, id_map, stdio, timeout),
             data=as_bytes(input),
             text=text,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from nsbox import mountapi
 from nsbox.compile import compile_id_holder
 from nsbox.errors import Unavailable
+from nsbox.kept import Kept
 from nsbox.process import dev_null, spawn
 from nsbox.steps import Slot
 
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
 _MOST = 16  # each pins a user namespace
 
-_held: OrderedDict[tuple[object, ...], int] = OrderedDict()
-_lock = threading.Lock()
+held = Kept(_MOST)
 
 
 def open_mapped(step: MapTree, first: int, parent: Launcher) -> int:
@@ -70,16 +68,7 @@ def _unavailable(step: MapTree, error: OSError) -> Exception:
 
 def _user_namespace(uids: IdLines, gids: IdLines, parent: Launcher) -> int:
     """A descriptor of a user namespace with these maps, the caller's to close."""
-    key = (parent.view, uids, gids)
-    with _lock:
-        fd = _held.get(key)
-        if fd is None:
-            fd = _held[key] = _make(uids, gids)
-            while len(_held) > _MOST:
-                os.close(_held.popitem(last=False)[1])
-        else:
-            _held.move_to_end(key)
-        return os.dup(fd)
+    return held.take((parent.view, uids, gids), lambda: _make(uids, gids))
 
 
 def _make(uids: IdLines, gids: IdLines) -> int:
@@ -91,20 +80,3 @@ def _make(uids: IdLines, gids: IdLines) -> int:
         return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         holder.close()
-
-
-def clear() -> None:
-    """Let go of the kept namespaces."""
-    with _lock:
-        for fd in _held.values():
-            os.close(fd)
-        _held.clear()
-
-
-def _forget() -> None:
-    global _lock
-    _lock = threading.Lock()
-    clear()
-
-
-os.register_at_fork(after_in_child=_forget)

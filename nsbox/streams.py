@@ -221,6 +221,22 @@ def connect_terminal(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
     return Stdio()
 
 
+def wanted_streams(
+    stdin: Any, stdout: Any, stderr: Any, input: Any, capture_output: bool
+) -> tuple[Any, Any, Any]:
+    """The three, with what ``input=`` and ``capture_output=`` mean; ValueError as subprocess has
+    it."""
+    if capture_output:
+        if stdout is not None or stderr is not None:
+            raise ValueError("stdout and stderr may not be used with capture_output")
+        stdout = stderr = PIPE
+    if input is not None:
+        if stdin is not None:
+            raise ValueError("stdin may not be used with input")
+        stdin = PIPE
+    return stdin, stdout, stderr
+
+
 class Feeder:
     """Writes *data* to a pipe as it takes it; closes it at the end, or when nobody reads."""
 

@@ -9,11 +9,10 @@ unmounting: that costs the same with 1,000 extra mounts on the host. See ``fits_
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from nsbox.compile import compile_template
+from nsbox.kept import Kept
 from nsbox.process import dev_null, spawn
 from nsbox.steps import Slot
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
 _MOST = 16  # templates pin their root's file system, so only a few are kept
 
-_held: OrderedDict[tuple[object, ...], int] = OrderedDict()
-_lock = threading.Lock()
+held = Kept(_MOST)
 
 
 def _key(spec: Spec, parent: Launcher) -> tuple[object, ...]:
@@ -45,16 +43,7 @@ def acquire(spec: Spec, host: Host, parent: Launcher) -> int:
         SetupError: the root cannot be built.
         OSError: the root directory is not there.
     """
-    key = _key(spec, parent)
-    with _lock:
-        fd = _held.get(key)
-        if fd is None:
-            fd = _held[key] = _build(spec, host)
-            while len(_held) > _MOST:
-                os.close(_held.popitem(last=False)[1])
-        else:
-            _held.move_to_end(key)
-        return os.dup(fd)
+    return held.take(_key(spec, parent), lambda: _build(spec, host))
 
 
 def _build(spec: Spec, host: Host) -> int:
@@ -65,20 +54,3 @@ def _build(spec: Spec, host: Host) -> int:
         return os.open(f"/proc/{holder.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         holder.close()
-
-
-def clear() -> None:
-    """Let go of every template, and so of the file systems that they pin."""
-    with _lock:
-        for fd in _held.values():
-            os.close(fd)
-        _held.clear()
-
-
-def _forget() -> None:
-    global _lock
-    _lock = threading.Lock()
-    clear()
-
-
-os.register_at_fork(after_in_child=_forget)

@@ -154,7 +154,7 @@ def _drop_caches() -> None:
     for name in ("nsbox.templates", "nsbox.idmapped"):
         cache: Any = sys.modules.get(name)
         if cache is not None:
-            cache.clear()
+            cache.held.clear()
 
 
 def warm_up() -> str:

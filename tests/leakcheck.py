@@ -190,8 +190,8 @@ def assert_clean(
     """Wait until nothing is left that was not in *baseline*; return that clean inventory.
 
     Kernel teardown is asynchronous (a network namespace takes milliseconds, an emulated machine
-    half a second), hence the polling. *on_dirty* is called once when the first look is not clean:
-    it may drop caches. Raises AssertionError with one entry for each leak.
+    half a second), hence the polling. *on_dirty* is called while a look is not clean: it may drop
+    caches. Raises AssertionError with one entry for each leak.
     """
     end = time.monotonic() + timeout_s
     now = Inventory.take(baseline.deep)
@@ -202,6 +202,8 @@ def assert_clean(
             on_dirty()
     while leaks and time.monotonic() < end:
         time.sleep(POLL_S)
+        if on_dirty is not None:
+            on_dirty()  # what a thread was still at may have filled them again
         now = Inventory.take(baseline.deep)
         leaks = now.minus(baseline)
     if leaks:

@@ -115,7 +115,7 @@ class Site:
         self._before = self._look()
 
     def _look(self) -> tuple[list[int], list[str], int]:
-        idmapped.clear()
+        idmapped.held.clear()
         prefix = f"nsbox-{os.getpid()}-"
         groups = [f"{place}/{name}" for place in self.places
                   for name in os.listdir(place) if name.startswith(prefix)]  # fmt: skip
@@ -133,7 +133,7 @@ class Site:
 def site() -> Iterator[Site]:
     kept = Site()
     yield kept
-    templates.clear()
+    templates.held.clear()
 
 
 def _fail_each(plan: Plan, attempt: Callable[[process.Injection], None], site: Site) -> list[str]:
@@ -231,7 +231,7 @@ def test_a_failure_of_what_nsbox_runs_for_itself_leaves_nothing(
 @pytest.mark.skipif(os.environ.get("NSBOX_TEMPLATES") == "0", reason="templates are switched off")
 def test_a_template_that_cannot_be_built_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that failed is the template's own, and the next spawn builds it."""
-    templates.clear()
+    templates.held.clear()
     real = process.spawn
 
     def failing(plan: Plan, descriptors: Any) -> process.Process:

@@ -354,6 +354,6 @@ def test_the_map_of_a_mount_is_kept_and_let_go(data: Path) -> None:
     mount = Mount.bind(data, "/d", idmap=True)
     for _ in range(3):
         kit.out(kit.run("true", mounts=[mount]))
-    poll_until(lambda: 1 <= len(idmapped._held) <= 3)
-    idmapped.clear()
-    assert not idmapped._held
+    poll_until(lambda: 1 <= len(idmapped.held) <= 3)
+    idmapped.held.clear()
+    assert not idmapped.held
