@@ -64,6 +64,15 @@ class Sink:
             self._take(data)
             return True
 
+    def has_news(self) -> bool:
+        """Whether to read would not block. What epoll told may have been of another descriptor,
+        closed since, whose number this one got."""
+        if self.fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
+
     def stuck(self) -> bool:
         """Whether to relay more would block: the caller's own stream has a reader that is slow.
 
@@ -80,10 +89,11 @@ class Sink:
 
         *patient*: wait for the reader of what is relayed; else what does not fit is dropped.
         """
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
         left = _MOST_IN_PIPE  # a writer may be quicker than us
-        while left > 0 and poll.poll(0) and (patient or not self.stuck()) and self.read():
+        while left > 0 and (patient or not self.stuck()):
+            with self.lock:  # the library's thread may be at it too
+                if not self.has_news() or not self.read():
+                    return
             left -= select.PIPE_BUF
 
     def _take(self, data: bytes) -> None:
@@ -114,7 +124,7 @@ def take(sink: Sink) -> None:
         if sink.stuck():
             watch.get().remove(sink.fd)
             watch.get().call_later(STUCK_POLL_S, functools.partial(_take_again, sink))
-        elif not sink.read():
+        elif sink.has_news() and not sink.read():
             watch.get().remove(sink.fd)
 
 

@@ -51,6 +51,24 @@ def test_a_closed_stream_s_number_is_not_read_when_it_is_another_s(
         os.close(fd)
 
 
+@pytest.mark.parametrize("what", ["take", "drain"])
+def test_the_library_s_thread_never_waits_for_who_says_nothing(what: str) -> None:
+    """Told of news that were another's, who had the number before, it once stood still, and with
+    it every limit and log of the process."""
+    theirs, write_end = os.pipe()
+    sink = streams.Sink(theirs, keep=True)
+    call = sink.drain if what == "drain" else lambda: streams.take(sink)
+    library = threading.Thread(target=call, daemon=True)
+    library.start()
+    library.join(5)
+    waits = library.is_alive()
+    os.write(write_end, b"x")  # lets it go, if it waits
+    library.join()
+    sink.close()
+    os.close(write_end)
+    assert not waits
+
+
 def test_a_closed_stream_is_at_its_end() -> None:
     theirs, write_end = os.pipe()
     sink = streams.Sink(theirs, keep=True)
