@@ -165,6 +165,7 @@ NAMES = ["a,b", "a:b", "a\\b", "a\\:b,upperdir=/", "lowerdir=/", "a b\n", "\udcf
 @pytest.mark.kernel
 def test_names_with_special_characters(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
+    need_map(tmp_path, CAPABLE)
     for name in NAMES:
         parent = tmp_path / name
         parent.mkdir(mode=0o755)

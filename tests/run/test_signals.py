@@ -16,7 +16,7 @@ from support import poll_until
 
 import nsbox
 
-pytestmark = [pytest.mark.userns, pytest.mark.kernel]
+pytestmark = pytest.mark.userns
 
 ALL = range(1, 65)
 SLEEP = ["/bin/sleep", "1000"]
@@ -190,6 +190,7 @@ print("alive")
 
 
 @pytest.mark.root
+@pytest.mark.kernel
 def test_the_pid_of_one_that_ended_is_never_killed_again() -> None:
     """In a pid namespace with 400 numbers, where each comes again soon."""
     path = [str(Path(nsbox.__file__).resolve().parents[1])]
