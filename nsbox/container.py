@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
 import threading
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +23,9 @@ from nsbox import (
     probe,
     processes,
     sandboxes,
-    units,
     watch,
 )
+from nsbox.contents import Contents
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
@@ -35,14 +33,11 @@ from nsbox.logs import Log
 from nsbox.names import NAMESPACES, Clone
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
-from nsbox.spec import container_path, host_path
 from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from nsbox.changes import Change
-    from nsbox.copying import Copied
     from nsbox.plan import Plan
     from nsbox.popen import Popen
     from nsbox.process import Ended, Process
@@ -85,7 +80,7 @@ def _read(sink: Sink, overflow: Callable[[], None]) -> None:
         overflow()
 
 
-class Container(Control):
+class Container(Contents, Control):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
@@ -523,114 +518,6 @@ class Container(Control):
             applied=dict(process.plan.applied),
             changes=process.changes(),
         )
-
-    def diff(self) -> tuple[Change, ...]:
-        """What it changed so far, or until its end, of a root that is an overlay; else nothing.
-
-        Raises StateError before its start.
-        """
-        if self._process is None:
-            raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
-        return self._process.changes()
-
-    # ------------------------------------------------------------ files
-
-    def copy_in(self, src: Path | str, dst: Path | str) -> Copied:
-        """A file or directory of the caller's into the running container, at *dst*.
-
-        It belongs to the user that PID 1 is, and is made with that user's rights. A file
-        replaces one that is there, at once; a directory must not be there. Links stay links.
-
-        Raises:
-            StateError: it does not run.
-            CopyError: naming the path.
-        """
-        from nsbox import copying
-
-        with self._root() as root:
-            return copying.copy_in(root, host_path(src, "src"), container_path(dst, "dst"),
-                                   self._file_ids())  # fmt: skip
-
-    def copy_out(
-        self,
-        src: Path | str,
-        dst: Path | str,
-        *,
-        max_bytes: int = 64 << 20,
-        max_files: int = 10_000,
-        depth: int = 32,
-    ) -> Copied:
-        """A file or directory of the running container to *dst* of the caller's.
-
-        Whatever the payload does with it meanwhile: no link is followed out of the container or
-        in the tree, nothing but regular files is read, and nothing of it has a set-id bit;
-        what is in /proc and /sys is left out. A file replaces *dst*, at once; a directory must
-        not be there.
-
-        Args:
-            max_bytes: of content, in all; apparent size, so that a sparse file is too large.
-            max_files: in all, without directories.
-            depth: levels of directories, at most 200.
-
-        Raises:
-            StateError: it does not run.
-            CopyError: a bound was passed, *src* is no file or directory, or the kernel refused.
-        """
-        from nsbox import copying
-
-        bounds = copying.Bounds(
-            units.count(max_bytes, "max_bytes"),
-            units.count(max_files, "max_files"),
-            units.count(depth, "depth", most=copying.MOST_DEPTH),
-        )
-        source, target = container_path(src, "src"), host_path(dst, "dst")
-        mounts = [mount.dst for mount in self.spec.mounts if mount.kind in ("proc", "sysfs")]
-        with self._root() as root:
-            return copying.copy_out(root, source, target, bounds, ("/proc", "/sys", *mounts))
-
-    @contextmanager
-    def _root(self) -> Iterator[int]:
-        """PID 1's root directory: a number may be somebody else's by now, a pidfd is not."""
-        if self.status() != "running":
-            raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
-        try:
-            fd = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise StateError(f"container {self.name!r} has ended", status="stopped") from None
-        try:
-            try:
-                signal.pidfd_send_signal(self.pidfd, 0)  # not reaped yet: so the number was its
-            except (ProcessLookupError, OSError):
-                raise StateError(f"container {self.name!r} has ended", status="stopped") from None
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _file_ids(self) -> tuple[int, int] | None:
-        """PID 1's ids as the caller sees them, where they are others that it can take on."""
-        found = {}
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith(("Uid:", "Gid:")):
-                found[line[:3]] = int(line.split()[1])
-        ids = (found["Uid"], found["Gid"])
-        return None if os.geteuid() != 0 or ids == (os.geteuid(), os.getegid()) else ids
-
-    def discard(self) -> None:
-        """Throw away what it changed in an overlay's ``upper=``, which is empty then.
-
-        Raises:
-            StateError: it runs.
-            OSError: something in there cannot be removed by the caller.
-        """
-        if self.status() == "running":
-            raise StateError(f"container {self.name!r} is running", status="running")
-        root = self.spec.root
-        if root.kind == "overlay" and root.path:
-            from nsbox import changes
-
-            for name in ("upper", "work"):
-                if os.path.lexists(f"{root.path}/{name}"):
-                    changes.empty(f"{root.path}/{name}")
 
     def __repr__(self) -> str:
         where = f" as {self.pid}" if self.pid else ""

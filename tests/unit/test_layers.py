@@ -41,7 +41,7 @@ FLOORS: dict[int, str] = {
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
     "namespace enter ports terminal sandboxes elsewhere",
-    6: "control container",
+    6: "control contents container",
     7: "podspec pod",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
 }
