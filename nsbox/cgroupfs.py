@@ -19,14 +19,9 @@ _KILL_ROUNDS = 20
 
 
 def read(path: str) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # open() makes three more calls to know the file
-    try:
-        data = b""
-        while more := os.read(fd, 65536):
-            data += more
-    finally:
-        os.close(fd)
-    return data.decode()
+    """Whole. os.open() would be quicker, but its number can be lost to a ^C before it is known."""
+    with open(path) as file:
+        return file.read()
 
 
 def write(path: str, value: str) -> None:

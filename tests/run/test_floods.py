@@ -129,7 +129,9 @@ for _ in range(3):
     os.waitpid(pid, os.WUNTRACED)
     assert libc.ptrace(SETOPTIONS, pid, None, ctypes.c_void_p(TRACEEXIT)) == 0
 print('ready', flush=True)
-os.kill(os.getpid(), signal.SIGSTOP)
+os.kill(os.getpid(), signal.SIGSTOP)  # which a PID 1 does not hear from inside
+while True:
+    signal.pause()
 """
 
 
