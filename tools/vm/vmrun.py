@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 TIMED_OUT = 124
 DIED = 125
+REBOOT_S = 30.0  # how long a guest may take to go, once it has told its exit code
 
 # Directories that are the guest's own; what lies there on the host is seen only when shared.
 FRESH = tuple(Path(p) for p in ("/tmp", "/run", "/dev", "/proc", "/sys", "/mnt"))
@@ -109,9 +110,9 @@ class Machine:
         with tempfile.TemporaryDirectory(prefix="nsbox-vm-") as work:
             argv = _prepare(self.guest, Path(work))
             start = time.monotonic()
-            code = self._run_qemu(argv)
-            seconds = time.monotonic() - start
             report = Path(work, "report")
+            code = self._run_qemu(argv, report / "code")
+            seconds = time.monotonic() - start
             return Outcome(
                 code=int(_read(report / "code") or DIED) if code is None else code,
                 seconds=seconds,
@@ -125,8 +126,8 @@ class Machine:
             if self._qemu is not None:
                 self._qemu.kill()
 
-    def _run_qemu(self, argv: Sequence[str]) -> int | None:
-        """Run QEMU to its end; TIMED_OUT, or None when it ended by itself."""
+    def _run_qemu(self, argv: Sequence[str], told: Path) -> int | None:
+        """Run QEMU to its end; TIMED_OUT, or None when the guest has *told* its exit code."""
         with self._lock:
             if self._killed:
                 return DIED
@@ -139,14 +140,26 @@ class Machine:
         pump = threading.Thread(target=self._pump, args=[self._qemu.stdout], daemon=True)
         pump.start()
         try:
-            self._qemu.wait(self.guest.timeout_s)
+            self._await_end(told)
         except subprocess.TimeoutExpired:
-            return TIMED_OUT
+            return None if told.exists() else TIMED_OUT
         finally:
             self._qemu.kill()  # no effect on one that has ended
             self._qemu.wait()
             pump.join()
         return None
+
+    def _await_end(self, told: Path) -> None:
+        """Of QEMU; not much longer than until the code is told, for a guest may fail to reboot."""
+        assert self._qemu is not None
+        end = time.monotonic() + self.guest.timeout_s
+        while self._qemu.poll() is None:
+            if told.exists():
+                self._qemu.wait(REBOOT_S)
+                return
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self._qemu.args, self.guest.timeout_s)
+            time.sleep(0.2)
 
     def _pump(self, console: IO[bytes]) -> None:
         with console:
