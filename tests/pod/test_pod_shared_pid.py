@@ -266,6 +266,12 @@ while True:
 
 STOPPER = """
 import os, signal
+def names():
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try: yield open(f"/proc/{pid}/comm").read()
+        except OSError: pass
+while "sleep\\n" not in names():  # b is up: it is its restarts that are held up
+    pass
 print("up", flush=True)
 last = os.getpid()
 while True:
