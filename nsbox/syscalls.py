@@ -3,8 +3,8 @@
 
 Nothing of nsbox is around them: no plan, no undo, no launcher. They act on the calling thread
 or process; unshare(2) and setns(2) of most kinds need one that has no other threads. Each
-raises OSError with the kernel's errno. nsbox itself never calls them in your process, but for
-``Namespace.pin``, which mounts where you are.
+raises OSError with the kernel's errno. nsbox itself calls them in your process for
+``Namespace.pin``, which mounts where you are, and for detached mounts, which nobody else sees.
 """
 
 from __future__ import annotations
