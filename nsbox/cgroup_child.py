@@ -10,21 +10,30 @@ from nsbox import cgroup_v1, cgroup_v2, cgroupfs
 from nsbox.usage import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nsbox.cgroup import Cgroup
 
 
 def open_for_child(cgroup: Cgroup) -> dict[str, int]:
     """Descriptors by which a child enters: v1 ``tasks`` files, of v2 the directory ("v2")."""
+    places: dict[str, str] = {}
+    for controller, directory in cgroup.directories.items():
+        if controller.startswith("late-"):
+            continue  # the freezer of one that was paused gathers who is elsewhere by itself
+        v2 = cgroup.version == 2 or controller == "unified"
+        places["v2" if v2 else controller] = directory
+    return open_places(places)
+
+
+def open_places(places: Mapping[str, str]) -> dict[str, int]:
+    """The same, of key -> directory; the caller's to close."""
     opened: dict[str, int] = {}
     try:
-        for controller, directory in cgroup.directories.items():
-            if controller.startswith("late-"):
-                continue  # the freezer of one that was paused gathers who is elsewhere by itself
-            if cgroup.version == 2 or controller == "unified":
-                if "v2" not in opened:
-                    opened["v2"] = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
-            else:
-                opened[controller] = os.open(f"{directory}/tasks", os.O_WRONLY | os.O_CLOEXEC)
+        for key, directory in places.items():
+            path = directory if key == "v2" else f"{directory}/tasks"
+            flags = os.O_DIRECTORY if key == "v2" else os.O_WRONLY
+            opened[key] = os.open(path, flags | os.O_CLOEXEC)
     except BaseException:
         for fd in opened.values():
             os.close(fd)

@@ -14,6 +14,7 @@ import select
 from typing import TYPE_CHECKING, Any
 
 from nsbox import enter, spec
+from nsbox.cgroup_child import open_places
 from nsbox.errors import StateError, Unavailable
 from nsbox.names import PlanFlag
 from nsbox.plan import Plan
@@ -59,17 +60,7 @@ class _Entrance:
 
     def open(self) -> dict[str, int]:
         """As ``Process.open_cgroup``."""
-        opened: dict[str, int] = {}
-        try:
-            for key, directory in self._places.items():
-                path = directory if key == "v2" else f"{directory}/tasks"
-                flags = os.O_DIRECTORY if key == "v2" else os.O_WRONLY
-                opened[key] = os.open(path, flags | os.O_CLOEXEC)
-        except BaseException:
-            for fd in opened.values():
-                os.close(fd)
-            raise
-        return opened
+        return open_places(self._places)
 
 
 class Foreign(Process):
