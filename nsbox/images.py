@@ -204,10 +204,12 @@ def _make_places(root: int) -> None:
         try:
             os.mkdir(name, dir_fd=root)
             fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=root)
-            os.fchmod(fd, mode)
-            os.close(fd)
         except FileExistsError:
-            pass
+            continue
+        try:
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
 
 
 # ------------------------------------------------------------------ defaults of an image

@@ -194,17 +194,15 @@ def gc() -> list[str]:
         if not name.startswith(_PREFIX):
             continue
         path = f"{registry.directory()}/{name}"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        fd = registry.take(path)
+        if fd is None:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if done := _undo(fd):
                 removed.append(done)
             if done or not _of_a_living_namespace(fd):
                 os.unlink(path)
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             pass
         finally:
             os.close(fd)

@@ -127,6 +127,23 @@ class Entry:
         self.close()
 
 
+def take(path: str) -> int | None:
+    """A descriptor that holds the lock of a file whose owner has died; None while it lives."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
 def gc() -> list[str]:
     """Remove what owners left that died: together with their launcher, and pins in any case.
 
@@ -139,17 +156,15 @@ def gc() -> list[str]:
         if not name.endswith("-lock"):
             continue
         path = f"{directory()}/{name}"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
+        fd = take(path)
+        if fd is None:
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             removed += _sweep(os.read(fd, 1 << 20).decode(), name.removesuffix("lock"))
             _drop_notes(name.removesuffix("lock"))
             os.unlink(path)
         except OSError as e:
-            if e.errno not in (errno.EAGAIN, errno.ENOENT, errno.EBUSY):
+            if e.errno not in (errno.ENOENT, errno.EBUSY):
                 raise
         finally:
             os.close(fd)
