@@ -48,19 +48,13 @@ def read_spec(text: str) -> Spec:
     return found
 
 
-class _Entrance:
-    """Of the cgroups of a sandbox, the descriptors by which a child enters them."""
-
-    def __init__(self, keys: list[str], sandbox: Sandbox) -> None:
-        hidden = [key for key in keys if key not in sandbox.cgroups]
-        if hidden:  # its limits are the sandbox's: they are not to be left out
-            raise StateError(f"the cgroup of sandbox {sandbox.pid} ({', '.join(hidden)}) cannot "
-                             "be seen from here", status="hidden")  # fmt: skip
-        self._places = {key: sandbox.cgroups[key] for key in keys}
-
-    def open(self) -> dict[str, int]:
-        """As ``Process.open_cgroup``."""
-        return open_places(self._places)
+def _places(keys: list[str], sandbox: Sandbox) -> dict[str, str]:
+    """The directories of a sandbox's cgroups, by which a child enters them."""
+    hidden = [key for key in keys if key not in sandbox.cgroups]
+    if hidden:  # its limits are the sandbox's: they are not to be left out
+        raise StateError(f"the cgroup of sandbox {sandbox.pid} ({', '.join(hidden)}) cannot "
+                         "be seen from here", status="hidden")  # fmt: skip
+    return {key: sandbox.cgroups[key] for key in keys}
 
 
 class Foreign(Process):
@@ -81,10 +75,10 @@ class Foreign(Process):
         plan.__dict__["kinds"] = tuple(str(kind) for kind in noted["kinds"])  # as its owner had it
         super().__init__(plan, -1)
         self.pid, self.pidfd = sandbox.pid, pidfd
-        self._entrance = _Entrance(keys, sandbox)
+        self._places = _places(keys, sandbox)
 
     def open_cgroup(self) -> dict[str, int]:
-        return self._entrance.open()
+        return open_places(self._places)
 
     def wait(self, timeout: float | None = None) -> Ended | None:
         """Whether it has ended; how, only its owner is told."""
