@@ -31,8 +31,10 @@ def set_limit(directories: Directories, file: str, value: str) -> None:
     elif file == "memory.swap.max":
         # v1 limits the sum of memory and swap; without swap accounting there is no file
         memory = int(cgroupfs.read(f"{directory}/memory.limit_in_bytes"))
-        if os.path.exists(f"{directory}/memory.memsw.limit_in_bytes"):
+        try:
             cgroupfs.write(f"{directory}/memory.memsw.limit_in_bytes", str(memory + int(value)))
+        except FileNotFoundError:
+            pass
     elif file == "cpu.max":
         quota, period = value.split()
         cgroupfs.write(f"{directory}/cpu.cfs_period_us", period)
@@ -52,12 +54,15 @@ def set_limit(directories: Directories, file: str, value: str) -> None:
 def _set_memory(directory: str, value: int) -> None:
     """memory.limit_in_bytes may never be above memory.memsw.limit_in_bytes: that goes first."""
     limit, both = (f"{directory}/memory.{name}limit_in_bytes" for name in ("", "memsw."))
-    if os.path.exists(both):
-        old, sum_ = int(cgroupfs.read(limit)), int(cgroupfs.read(both))
-        if value > sum_:
-            cgroupfs.write(both, str(value + max(0, sum_ - old)))
     try:
-        cgroupfs.write(limit, str(value))
+        try:
+            cgroupfs.write(limit, str(value))
+        except OSError as e:
+            if e.errno != errno.EINVAL:
+                raise
+            old, sum_ = int(cgroupfs.read(limit)), int(cgroupfs.read(both))
+            cgroupfs.write(both, str(value + max(0, sum_ - old)))
+            cgroupfs.write(limit, str(value))
     except OSError as e:
         if e.errno != errno.EBUSY:
             raise
