@@ -4,7 +4,7 @@
 
 #include <sys/mman.h>
 
-#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)
+#define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE)
 
 /* Most plans are small, and reading one is cheaper than mapping it. */
 static char small[16384] __attribute__((aligned(16)));
@@ -19,7 +19,7 @@ static void *take(int fd, size_t size)
 	return (unsigned long)plan > -4096UL ? NULL : plan;
 }
 
-/* The seals make the check last: nobody can change or shorten a plan that is mapped. */
+/* The seals make the check last: an owner maps no plan, so nobody can change or shorten it. */
 void *nsb_plan_map(int fd, size_t *size)
 {
 	struct statx st;
