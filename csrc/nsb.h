@@ -83,6 +83,7 @@ enum nsb_opcode {
 	NSB_OP_OPEN,
 	NSB_OP_PTY,
 	NSB_OP_ROOT_OVERLAY,
+	NSB_OP_SOCKET,
 	NSB_OP_MAX,
 };
 

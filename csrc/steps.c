@@ -9,7 +9,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_SETNS] = step_setns,	 /* n: CLONE_NEW* that a pidfd stands for */
 	[NSB_OP_UNSHARE] = step_unshare, /* n: CLONE_NEW* */
 	[NSB_OP_CGROUP] = step_cgroup,
-	[NSB_OP_BARRIER] = step_barrier,	 /* n: whether the tree in slot a goes along */
+	[NSB_OP_BARRIER] = step_barrier,	 /* n: whether what slot a holds goes along */
 	[NSB_OP_SETGROUPS] = step_setgroups,	 /* a: gids (uint32), n: bytes */
 	[NSB_OP_SETGID] = step_setgid,		 /* n: gid */
 	[NSB_OP_SETUID] = step_setuid,		 /* n: uid */
@@ -52,6 +52,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_OPEN] = step_open,
 	[NSB_OP_PTY] = step_pty,		   /* n: struct winsize */
 	[NSB_OP_ROOT_OVERLAY] = step_root_overlay, /* n: MOUNT_ATTR_* */
+	[NSB_OP_SOCKET] = step_socket,		   /* n: NETLINK_* */
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

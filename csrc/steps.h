@@ -52,7 +52,7 @@ static inline const char *nsb_str(const struct nsb_ctx *cx, uint32_t offset)
 
 /* step_ns.c */
 nsb_step_fn step_open, step_setns, step_unshare, step_cgroup, step_barrier, step_lo_up,
-	step_hostname;
+	step_hostname, step_socket;
 /* step_mount.c */
 nsb_step_fn step_propagation, step_open_tree, step_root_tmpfs, step_root_overlay, step_root_tree,
 	step_root_here, step_attach, step_mount, step_readonly, step_pivot, step_chroot;

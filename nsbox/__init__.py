@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nsbox.errors import CommandError as CommandError
     from nsbox.errors import CommandNotFound as CommandNotFound
     from nsbox.errors import CopyError as CopyError
+    from nsbox.errors import NetworkError as NetworkError
     from nsbox.errors import NsboxError as NsboxError
     from nsbox.errors import RemoteError as RemoteError
     from nsbox.errors import SetupError as SetupError
@@ -77,6 +78,7 @@ _WHERE = {
     "Mount": "spec",
     "Namespace": "namespace",
     "NamespaceInfo": "namespace",
+    "NetworkError": "errors",
     "NsboxError": "errors",
     "Pod": "pod",
     "Popen": "popen",

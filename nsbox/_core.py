@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ from nsbox._ffi import ffi as _any_ffi
 from nsbox._ffi import lib as _any_lib
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 _lib: Any = _any_lib
 _ffi: Any = _any_ffi
@@ -148,3 +149,73 @@ class Starting:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
         _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, self._tree, timeout_ms))
         return _record(self._raw[0])
+
+
+class RtRefused(OSError):
+    """The kernel refused a request.
+
+    Attributes:
+        request: its number among those of the call.
+        said: the kernel's own words (NLMSGERR_ATTR_MSG), or "".
+    """
+
+    def __init__(self, err: int, request: int, said: str) -> None:
+        super().__init__(err, os.strerror(err))
+        self.request, self.said = request, said
+
+
+def _refused(err: int, fault: Any) -> RtRefused:
+    return RtRefused(-err, fault.request, _ffi.string(fault.text).decode("utf-8", "replace"))
+
+
+def rt_talk(fd: int, requests: Sequence[Mapping[str, Any]]) -> None:
+    """Requests to an rtnetlink socket, each by its fields in ``struct nsb_rt``, in one batch.
+
+    Raises:
+        RtRefused: one was refused; those after it may have been done.
+    """
+    fault = _ffi.new("struct nsb_rt_fault *")
+    err = _lib.nsb_rt_talk(fd, _ffi.new("struct nsb_rt[]", list(requests)), len(requests), fault)
+    if err < 0:
+        raise _refused(err, fault)
+
+
+def rt_dump(fd: int, request: Mapping[str, Any], room: int = 256) -> list[Any]:
+    """What there is, as ``struct nsb_rt``.
+
+    Raises:
+        RtRefused: the question was not understood, or not allowed.
+    """
+    fault = _ffi.new("struct nsb_rt_fault *")
+    asked = _ffi.new("struct nsb_rt *", dict(request))
+    while True:
+        found = _ffi.new("struct nsb_rt[]", room)
+        count = _lib.nsb_rt_dump(fd, asked, found, room, fault)
+        if count >= 0:
+            # each keeps the whole array alive
+            return [_Entry(found, i) for i in range(count)]
+        if count == -errno.E2BIG:
+            room *= 4
+        elif count != -errno.EAGAIN:
+            raise _refused(count, fault)
+
+
+class _Entry:
+    """One struct of an array, by attribute."""
+
+    __slots__ = ("_array", "_raw")
+
+    def __init__(self, array: Any, index: int) -> None:
+        self._array, self._raw = array, array[index]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+    def text(self, name: str) -> str:
+        return str(_ffi.string(getattr(self._raw, name)).decode("utf-8", "surrogateescape"))
+
+    def data(self, name: str, size: int) -> bytes:
+        return bytes(_ffi.buffer(getattr(self._raw, name))[:size])
+
+
+RT = _lib  # NSB_RT_LINK, NSB_RT_ADD and the other numbers of netlink.h

@@ -18,11 +18,14 @@ from nsbox.steps import (
     TIME,
     Clone3,
     EnterCgroup,
+    HandNetlink,
     IdMap,
     LauncherNet,
     MakeCgroup,
     MakeDirs,
+    Netlink,
     Number,
+    OpenNetlink,
     Options,
     Pair,
     RootTree,
@@ -101,11 +104,35 @@ def _add_clone(build: Build) -> None:
     if _launcher_net(build):
         build.add(LauncherNet("net"))
         build.flags |= PlanFlag.LAUNCHER_NET
+        _open_network(build)
     build.add(Clone3(flags, Slot("cgroup", "v2") in build.passed, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:
         _add_id_map(build)
+
+
+def _open_network(build: Build) -> None:
+    """Sockets for who makes the links and rules of this network namespace from outside: opened
+    by who has a right to them, which the child of a user namespace has in its own network only."""
+    if build.spec.attached:
+        build.add(*(OpenNetlink(protocol, "net") for protocol in _protocols(build.spec)))
+
+
+def _protocols(spec: Spec) -> tuple[Netlink, ...]:
+    return (Netlink.NETFILTER, Netlink.ROUTE) if spec.egress else (Netlink.ROUTE,)
+
+
+def _await_network(build: Build) -> None:
+    """The owner makes the network while the child waits: nothing of the payload's runs before."""
+    if not build.spec.attached:
+        return
+    build.flags |= PlanFlag.FORK  # a child that waits must not hold up the launcher
+    if not _launcher_net(build):
+        _open_network(build)
+    for protocol in _protocols(build.spec):
+        what = build.spec.net if protocol is Netlink.ROUTE else f"egress {len(build.spec.egress)}"
+        build.add(HandNetlink(protocol, what, "net"))
 
 
 def _launcher_net(build: Build) -> bool:
@@ -358,6 +385,7 @@ def _set_up(build: Build) -> None:
         build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
     _add_clone(build)
     _enter_cgroup(build)
+    _await_network(build)
     _add_late_joins(build)
     _add_time(build)
     if build.template and not build.in_userns:
@@ -494,6 +522,7 @@ def compile_pause(spec: Spec, host: Host) -> Plan:
     """
     build = _start(spec, host)
     _add_clone(build)
+    _await_network(build)
     build.add(mounts_private("pod"))
     creds.become_setup_ids(build)
     empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "4"))
@@ -522,6 +551,28 @@ def compile_holder(spec: Spec, host: Host, maps: IdMap | None = None) -> Plan:
     creds.become_setup_ids(build)
     _add_names(build)
     return _finish_pause(build, "holds the namespaces", "namespaces")
+
+
+def compile_netlink(join: tuple[str, ...], protocol: Netlink) -> Plan:
+    """The plan of a process that opens a socket in a network namespace, and hands it over.
+
+    Args:
+        join: ``("net",)``, or before it ``"user"``, of the process or namespace in slot
+            ("pidfd", "join").
+    """
+    spec = Spec(("netlink",), root=Rootfs.inherit(), namespaces=(), init=False, profile="none",
+                net="a socket for the caller")  # fmt: skip
+    build = Build(spec, Host(), join)
+    build.flags |= PlanFlag.FORK
+    _pass_joined(build)
+    _add_setns(build, join)
+    build.add(Clone3(Clone(0), False, "net"))
+    build.add(
+        OpenNetlink(protocol, "net"),
+        HandNetlink(protocol, spec.net, "net"),
+        Simple(Opcode.EXECING, "execing", "nothing: it ends", "net"),
+    )
+    return _finish(build, (), ())
 
 
 def compile_id_holder(

@@ -7,6 +7,7 @@ NsboxError
 ├── Unavailable(OSError)               .feature .needs .alternatives .hint   the host cannot do this
 ├── SetupError(OSError)                .step .name .call .errno .field .hint everything was undone
 │   └── CommandNotFound(FileNotFoundError)
+├── NetworkError(OSError)              .what .said .hint   the kernel refused a link, address, rule
 ├── CopyError(OSError)                 .path .limit  nothing is left at the destination
 ├── TimeoutExpired(subprocess.TimeoutExpired)        carries the Completed
 ├── CommandError(subprocess.CalledProcessError)      with check=True; carries the Completed
@@ -27,6 +28,7 @@ __all__ = [
     "CommandError",
     "CommandNotFound",
     "CopyError",
+    "NetworkError",
     "NsboxError",
     "RemoteError",
     "SetupError",
@@ -146,6 +148,26 @@ class SetupError(NsboxError, OSError):
 
 class CommandNotFound(SetupError, FileNotFoundError):
     """The program is not in the sandbox's root, or not in its PATH."""
+
+
+class NetworkError(NsboxError, OSError):
+    """The kernel refused a link, an address, a route, a queue or a rule.
+
+    Attributes:
+        what: the request, as ip(8), tc(8) or nft(8) would have it.
+        said: the kernel's own words (NLMSGERR_ATTR_MSG, Linux 4.12), or "".
+        hint: how to mend it, or "".
+    """
+
+    def __init__(self, err: int, what: str, said: str = "", *, hint: str = "") -> None:
+        OSError.__init__(self, err, os.strerror(err))
+        self.what, self.said, self.hint = what, said, hint
+
+    def __str__(self) -> str:
+        number = self.errno or 0
+        code = _errno.errorcode.get(number, str(number))
+        text = f"{self.what}: {code} ({self.said or os.strerror(number)})"
+        return f"{text}. {self.hint}" if self.hint else text
 
 
 class CopyError(NsboxError, OSError):

@@ -58,6 +58,7 @@ class Opcode(enum.IntEnum):
     OPEN = 44
     PTY = 45
     ROOT_OVERLAY = 46
+    SOCKET = 47
 
 
 class OpFlag(enum.IntFlag):

@@ -279,10 +279,16 @@ class Namespace:
         """As ``run``, but goes on: a ``Popen``, with *stdin*, *stdout*, *stderr* and *text*."""
         return Popen._of(*self._entrance(args), **keywords)
 
-    def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
+    def entrance(self) -> tuple[tuple[str, ...], int]:
+        """For nsbox's own use: the kinds to join, and the descriptor by which setns(2) does."""
         fd = self.fileno()
         joined = self._holder.pidfd if self._holder is not None else fd
         kinds = ("user", self.kind) if self._id_map and self.kind != "user" else (self.kind,)
+        return kinds, joined
+
+    def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
+        fd = self.fileno()
+        kinds, joined = self.entrance()
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=self._user)  # fmt: skip
 

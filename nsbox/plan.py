@@ -16,6 +16,7 @@ from nsbox.steps import (
     IdMap,
     LauncherNet,
     Open,
+    OpenNetlink,
     OpenPty,
     OpenTree,
     Pool,
@@ -113,7 +114,7 @@ class Plan:
     def _slots(self) -> Slots:
         slots = {slot: number for number, slot in enumerate(self.passed)}
         for step in self.steps:
-            if isinstance(step, (Open, OpenTree)):
+            if isinstance(step, (Open, OpenTree, OpenNetlink)):
                 slots.setdefault(step.slot, len(slots))
             elif isinstance(step, OpenPty):
                 slots.setdefault(step.slave, len(slots))

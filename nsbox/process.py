@@ -32,18 +32,21 @@ from nsbox import (
 )
 from nsbox.cgroup import Cgroup
 from nsbox.cgroupfs import remove_tree
-from nsbox.errors import CommandNotFound, NsboxError, SetupError, StateError
+from nsbox.errors import CommandNotFound, NetworkError, NsboxError, SetupError, StateError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
-from nsbox.steps import HandOver, IdMap, MakeCgroup, MapTree, SetLimit, Slot
+from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, MapTree, SetLimit, Slot
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from socket import socket as Socket
 
     from nsbox.changes import Change
     from nsbox.plan import Plan
+    from nsbox.steps import Netlink
     from nsbox.usage import Tally
+
+    Connect = Callable[[int, dict[Netlink, int]], None]
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
@@ -130,6 +133,8 @@ class Process:
         self.pidfd = -1
         self.cgroup: Cgroup | None = None
         self.inject = Injection()
+        self.connect: Connect | None = None
+        self.sockets: dict[Netlink, int] = {}
         self.started_at = time.monotonic()
         self.ended_at = 0.0
         self.stats: Tally | None = None
@@ -443,6 +448,8 @@ class Process:
     def release(self) -> None:
         """Close the channel (which kills, if that was not done) and the pidfd."""
         with self._lock:
+            while self.sockets:  # of a network that was not made
+                os.close(self.sockets.popitem()[1])
             self._know_pidfd()
             self._released = True
             self._close_released()
@@ -499,6 +506,7 @@ def spawn(
     parent: launcher.Launcher | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
     patience: float = PATIENCE_S,
+    connect: Connect | None = None,
 ) -> Process:
     """Run a plan up to the payload's execve.
 
@@ -508,6 +516,8 @@ def spawn(
         parent: the launcher; the current one when it is not given.
         inject: a step to fail, for tests.
         patience: seconds for set-up, where it happens among processes that can stop it.
+        connect: makes the network, when the child waits for it: called with its pid and the
+            sockets that it opened, which it takes over.
 
     Raises:
         SetupError: a step failed; everything was undone.
@@ -517,7 +527,7 @@ def spawn(
     for _ in range(2):  # it may have been killed while nobody looked
         parent = parent or launcher.current()
         try:
-            return _spawn(plan, descriptors, parent, inject, patience)
+            return _spawn(plan, descriptors, parent, inject, patience, connect)
         except _LauncherGone:
             if parent.alive():  # it had no descriptor left even for the channel
                 break
@@ -536,6 +546,7 @@ def _spawn(
     parent: launcher.Launcher,
     inject: Injection,
     patience: float,
+    connect: Connect | None,
 ) -> Process:
     with ExitStack() as undo:
         with interrupts.Held():
@@ -552,7 +563,7 @@ def _spawn(
                     descriptors = {**descriptors, **trees}
                 channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
-            process.cgroup, process.inject = cgroup, inject
+            process.cgroup, process.inject, process.connect = cgroup, inject, connect
             undo.callback(process.release)
             undo.callback(process.settle_changes)
             undo.callback(process.end)
@@ -725,18 +736,23 @@ def _await_start(process: Process, deadline: float | None) -> None:
         raise error
 
 
-def _serve_barrier(process: Process, record: _core.Record, tree: int) -> None:
-    """hand-over: of *tree*. id-map: newuidmap and newgidmap write ranges that the caller alone
-    may not."""
+def _serve_barrier(process: Process, record: _core.Record, handed: int) -> None:
+    """hand-over: of a tree; network: of sockets, with which it is made. id-map: newuidmap and
+    newgidmap write ranges that the caller alone may not."""
     plan = process.plan
     step = plan.id_map
     index = plan.timeline_index(record.op)
-    if isinstance(plan.steps[index], HandOver):
+    at = plan.steps[index]
+    if isinstance(at, HandOver):
         try:
-            process.take_upper(tree)
+            process.take_upper(handed)
         except OSError as e:
             busy = errno.EBUSY if e.errno == errno.EWOULDBLOCK else e.errno or errno.EIO
             raise setup_error(plan, index, busy, "flock") from e
+        os.write(process.fileno(), b"g")
+        return
+    if isinstance(at, HandNetlink):
+        _serve_network(process, index, at, record.pid, handed)
         os.write(process.fileno(), b"g")
         return
     if step is None:
@@ -747,6 +763,23 @@ def _serve_barrier(process: Process, record: _core.Record, tree: int) -> None:
     if error:
         raise setup_error(plan, plan.steps.index(step), errno.EPERM, error)
     os.write(process.fileno(), b"g")
+
+
+def _serve_network(process: Process, index: int, step: HandNetlink, pid: int, fd: int) -> None:
+    """One socket after the other; with the last one comes the call."""
+    process.sockets[step.protocol] = fd
+    if index == process.inject.step:
+        raise setup_error(process.plan, index, process.inject.err, "injected")
+    if any(isinstance(later, HandNetlink) for later in process.plan.steps[index + 1 :]):
+        return
+    sockets, process.sockets = process.sockets, {}
+    assert process.connect is not None
+    try:
+        process.connect(pid, sockets)
+    except NetworkError as e:
+        error = setup_error(process.plan, index, e.errno or errno.EIO, "netlink")
+        error.hint = str(e)
+        raise error from e
 
 
 def _run_newidmaps(step: IdMap, pid: int) -> str:

@@ -19,7 +19,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox import cgroupfs
-from nsbox.errors import Unavailable
+from nsbox.errors import NetworkError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _FIRST_ID = 0x70000000  # above every range that distributions give to users or containers
 _SLOTS = 4096
 _SLOT_IDS = 65536
+#: A place that is registered like a directory: the links of the owner's network namespace.
+LINKS = "links"
 
 
 def directory() -> str:
@@ -187,6 +189,9 @@ def _drop_stray_notes() -> None:
 def _sweep(places: str, prefix: str) -> list[str]:
     removed = []
     for place in places.splitlines():
+        if place == LINKS:
+            removed += _delete_links(prefix)
+            continue
         try:
             names = os.listdir(place)
         except OSError:
@@ -196,6 +201,25 @@ def _sweep(places: str, prefix: str) -> list[str]:
                 cgroupfs.remove_tree(f"{place}/{name}", time.monotonic() + 2)
                 removed.append(f"{place}/{name}")
     return removed
+
+
+def _delete_links(prefix: str) -> list[str]:
+    """Those of the caller's network namespace; csrc/init/links.c does the same."""
+    from nsbox import rtnl
+
+    route = rtnl.Rtnl.here()
+    deleted = []
+    try:
+        for link in rtnl.by_alias(route.links(), prefix):
+            try:
+                route.do(rtnl.link_delete(link.ifindex))
+                deleted.append(f"link {link.name}")
+            except NetworkError as e:
+                if e.errno != errno.ENODEV:  # the other end has taken it along
+                    raise
+    finally:
+        route.close()
+    return deleted
 
 
 def _drop_notes(prefix: str) -> None:

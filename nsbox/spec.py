@@ -421,6 +421,7 @@ class Spec:
     mounts: tuple[Mount, ...] = ()
     files: tuple[tuple[str, bytes, int], ...] = ()
     net: str = "none"
+    egress: tuple[str, ...] = ()
     limits: Limits = Limits()
     namespaces: tuple[str, ...] | None = None
     init: bool = True
@@ -433,6 +434,11 @@ class Spec:
     devices: tuple[tuple[str, str, int], ...] = ()
     best_effort: bool = False
     time_offsets: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def attached(self) -> bool:
+        """Its network is made by the owner, while set-up waits: *net* says what it is."""
+        return isinstance(self.net, NetLabel)
 
     def __hash__(self) -> int:
         """Of every field, worked out once: specs are the keys of caches on the spawn path."""
@@ -620,6 +626,31 @@ def _devices(names: Any) -> tuple[tuple[str, str, int], ...]:
     return tuple(dict.fromkeys(result))
 
 
+class NetLabel(str):
+    """What a network that a sandbox is attached to is called in its plan."""
+
+    __slots__ = ()
+
+
+def _net(net: Any) -> str:
+    if isinstance(net, NetLabel):
+        return net
+    if isinstance(net, str) or net is None:
+        return str(_choice(net, "net", ("none", "host")))
+    raise SpecError("net", f'{net!r}: use "none", "host", a Bridge, a Network or a Pod')
+
+
+def _egress(egress: Any, net: Any) -> tuple[str, ...]:
+    if egress is None:
+        return ()
+    if not isinstance(net, NetLabel):
+        raise SpecError("egress", "is of a sandbox with a network: net= a Bridge or a Network")
+    entries = getattr(egress, "entries", None)
+    if not isinstance(entries, tuple):
+        raise SpecError("egress", f'{egress!r}: use Allow("10.0.0.0/8", "192.0.2.7:443")')
+    return entries
+
+
 def make_spec(
     args: Any,
     *,
@@ -633,6 +664,7 @@ def make_spec(
     mounts: Sequence[Mount] = (),
     files: Mapping[str, Any] | None = None,
     net: Any = "none",
+    egress: Any = None,
     limits: Limits | None = None,
     namespaces: Sequence[str] | None = None,
     init: bool = True,
@@ -675,7 +707,8 @@ def make_spec(
         hostname=_hostname(hostname),
         mounts=several,
         files=_files(files),
-        net=_choice(net, "net", ("none", "host")),
+        net=_net(net),
+        egress=_egress(egress, net),
         limits=limits or Limits(),
         namespaces=_namespaces(namespaces),
         init=bool(init),

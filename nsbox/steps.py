@@ -7,6 +7,7 @@ the interpreter in csrc/steps.c, encoded as csrc/nsb.h says.
 
 from __future__ import annotations
 
+import enum
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -30,7 +31,7 @@ class Slot(NamedTuple):
     """A descriptor that the plan names: passed with the request, or opened by a step.
 
     *kind* is ``"stdio"``, ``"pass"``, ``"cgroup"``, ``"pidfd"``, ``"mntns"`` or ``"pty"``, or
-    ``"tree"``, ``"file"`` or a side of the pty, which are opened by steps.
+    ``"tree"``, ``"file"``, ``"netlink"`` or a side of the pty, which are opened by steps.
     """
 
     kind: str
@@ -453,6 +454,52 @@ class HandOver:
         return Op(slots[self.slot], n=1)
 
 
+class Netlink(enum.IntEnum):
+    """Protocols of netlink(7)."""
+
+    ROUTE = 0
+    NETFILTER = 12
+
+
+@dataclass(frozen=True, slots=True)
+class OpenNetlink:
+    """A socket of the network namespace in which the step is done."""
+
+    protocol: Netlink
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "netlink"
+    opcode: ClassVar[Opcode] = Opcode.SOCKET
+
+    @property
+    def slot(self) -> Slot:
+        return Slot("netlink", self.protocol.name)
+
+    def describe(self) -> str:
+        return f"a socket for {self.protocol.name}"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[self.slot], n=int(self.protocol))
+
+
+@dataclass(frozen=True, slots=True)
+class HandNetlink:
+    """The owner gets the socket; for the last one the child waits, until its network is made."""
+
+    protocol: Netlink
+    detail: str
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "network"
+    opcode: ClassVar[Opcode] = Opcode.BARRIER
+
+    def describe(self) -> str:
+        return self.detail
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(slots[Slot("netlink", self.protocol.name)], n=1)
+
+
 @dataclass(frozen=True, slots=True)
 class RootTree:
     slot: Slot
@@ -612,7 +659,8 @@ class OpenPty:
 
 ChildStep = (
     Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | HandOver
-    | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty
+    | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty | OpenNetlink
+    | HandNetlink
 )  # fmt: skip
 Step = HostStep | ChildStep
 

@@ -41,6 +41,11 @@ int nsb_spare_make(void);
 void nsb_sweep_add(const char *text, size_t size);
 bool nsb_sweep_run(void);
 
+/* links.c: deletes the links of this network namespace whose alias begins so; true: none is left. */
+bool nsb_links_delete(const char *prefix);
+/* links.c: deletes the links of this network namespace whose alias begins so; true: none is left. */
+bool nsb_links_delete(const char *prefix);
+
 static inline void nsb_record_wait(struct nsb_record *record, const siginfo_t *info,
 				   const struct rusage *usage)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Undo for an owner that died: in each registered directory, cgroups whose names begin with
- * the owner's prefix are emptied and removed. The owner registers a directory before it
+ * the owner's prefix are emptied and removed, and links are deleted whose alias does. The owner registers a directory before it
  * makes anything there; its registry file says the same to gc(), and goes when all is done.
  */
 #include "init.h"
@@ -126,8 +126,24 @@ static bool each_place(remove_fn *remove)
 	return done;
 }
 
+/* A place that is no directory stands for the links of the launcher's network namespace. */
+static bool each_link(void)
+{
+	bool done = true;
+
+	for (size_t i = 0; i < used;) {
+		const char *path = texts + i;
+		const char *prefix = path + nsb_strlen(path) + 1;
+
+		i = (size_t)(prefix - texts) + nsb_strlen(prefix) + 1;
+		if (path[0] != '/')
+			done &= nsb_links_delete(prefix);
+	}
+	return done;
+}
+
 /* Files last: as long as one is there, gc() knows where to go on, should this be killed too. */
 bool nsb_sweep_run(void)
 {
-	return each_place(remove_cgroup) && each_place(remove_file);
+	return each_place(remove_cgroup) && each_link() && each_place(remove_file);
 }

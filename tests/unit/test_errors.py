@@ -39,6 +39,7 @@ ERRORS: dict[str, Exception] = {
     "CommandNotFound": errors.CommandNotFound(
         errno.ENOENT, step=9, name="exec", call="execve", detail="/bin/x", field="args[0]"
     ),
+    "NetworkError": errors.NetworkError(errno.EEXIST, "link add a type veth", "File exists"),
     "CopyError": errors.CopyError(errno.EFBIG, b"a/\xff", "more than 5 bytes"),
     "TimeoutExpired": errors.TimeoutExpired(("sh", "-c", "false"), 1.5, DONE),
     "CommandError": errors.CommandError(DONE),
@@ -56,6 +57,7 @@ EACH = pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
         (errors.SetupError, OSError),
         (errors.CommandNotFound, errors.SetupError),
         (errors.CommandNotFound, FileNotFoundError),
+        (errors.NetworkError, OSError),
         (errors.CopyError, OSError),
         (errors.TimeoutExpired, subprocess.TimeoutExpired),
         (errors.CommandError, subprocess.CalledProcessError),

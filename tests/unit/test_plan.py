@@ -65,7 +65,7 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
 _FLAGS = {"recursive": OpFlag.RECURSIVE, "make": OpFlag.MAKE_TARGET}
 
 
-_OPENS = (Opcode.OPEN, Opcode.OPEN_TREE)
+_OPENS = (Opcode.OPEN, Opcode.OPEN_TREE, Opcode.SOCKET)
 
 
 def _check_op(step: ChildStep, op: RawOp, means: dict[str, Any], slots: dict[Slot, int]) -> None:
@@ -80,7 +80,7 @@ def _check_op(step: ChildStep, op: RawOp, means: dict[str, Any], slots: dict[Slo
         if name in fields:
             assert means[name] == fields[name]
     if "slot" in fields:
-        place = "b" if step.opcode in _OPENS else "a"
+        place = "b" if step.opcode in (Opcode.OPEN, Opcode.OPEN_TREE) else "a"
         assert means[place] == slots[step.slot]  # type: ignore[union-attr]
     if step.opcode is Opcode.PTY:
         assert means["b"] == slots[step.slave]  # type: ignore[union-attr]
