@@ -201,6 +201,7 @@ static const struct row link_rows[] = {
 	ROW(IFLA_IFALIAS, STRING, alias),
 	ROW(IFLA_ADDRESS, BYTES, mac),
 	ROW(IFLA_MTU, NUMBER, mtu),
+	ROW(IFLA_GROUP, NUMBER, group),
 	ROW(IFLA_LINK, INDEX, link),
 	ROW(IFLA_MASTER, INDEX, master),
 	ROW(IFLA_NET_NS_FD, NETNS, netns),

@@ -45,6 +45,7 @@ struct nsb_rt {
 	uint32_t link;	 /* of a veth the other end's index, else the link below; ~0: none */
 	uint32_t master; /* ~0: none */
 	uint32_t mtu;
+	uint32_t group; /* a deletion of a group takes all of it, at the cost of one */
 	uint32_t id;   /* of a vxlan; mode of a macvlan */
 	uint16_t port; /* of a vxlan, big endian */
 	uint8_t mac[6];

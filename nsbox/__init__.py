@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import nsbox.namespace  # for type checkers: an attribute of this package
     import nsbox.syscalls  # noqa: F401
+    from nsbox.bridge import Bridge as Bridge
+    from nsbox.bridge import Network as Network
     from nsbox.cgroup import Cgroup as Cgroup
     from nsbox.command import run as run
     from nsbox.container import Container as Container
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from nsbox.lifecycle import Events as Events
     from nsbox.lifecycle import LifeEvent as LifeEvent
     from nsbox.lifecycle import events as events
+    from nsbox.links import Interface as Interface
+    from nsbox.links import Veth as Veth
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
     from nsbox.namespace import namespaces as namespaces
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
     from nsbox.result import Reason as Reason
     from nsbox.result import Usage as Usage
     from nsbox.sandbox import explain as explain
+    from nsbox.spec import Allow as Allow
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
@@ -61,7 +66,9 @@ __version__ = "0.1.0.dev0"
 
 #: Public name -> the module that has it.
 _WHERE = {
+    "Allow": "spec",
     "Backoff": "podspec",
+    "Bridge": "bridge",
     "Cgroup": "cgroup",
     "CgroupStats": "usage",
     "Check": "diagnosis",
@@ -72,12 +79,14 @@ _WHERE = {
     "ContainerSpec": "podspec",
     "DiskStats": "usage",
     "Events": "lifecycle",
+    "Interface": "links",
     "LifeEvent": "lifecycle",
     "CopyError": "errors",
     "Limits": "spec",
     "Mount": "spec",
     "Namespace": "namespace",
     "NamespaceInfo": "namespace",
+    "Network": "bridge",
     "NetworkError": "errors",
     "NsboxError": "errors",
     "Pod": "pod",
@@ -95,6 +104,7 @@ _WHERE = {
     "TimeoutExpired": "errors",
     "Unavailable": "errors",
     "Usage": "result",
+    "Veth": "links",
     "delegate": "delegate",
     "attach": "terminal",
     "events": "lifecycle",

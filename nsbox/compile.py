@@ -10,7 +10,7 @@ from nsbox import creds, devices, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
-from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
+from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
@@ -47,6 +47,7 @@ SIGKILL = 9
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
 _LATE = ("cgroup", "time")
+_NET_ADMIN = CAPABILITIES.index("NET_ADMIN")
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -120,19 +121,25 @@ def _open_network(build: Build) -> None:
 
 
 def _protocols(spec: Spec) -> tuple[Netlink, ...]:
-    return (Netlink.NETFILTER, Netlink.ROUTE) if spec.egress else (Netlink.ROUTE,)
+    return (Netlink.ROUTE,) if spec.egress is None else (Netlink.NETFILTER, Netlink.ROUTE)
 
 
 def _await_network(build: Build) -> None:
     """The owner makes the network while the child waits: nothing of the payload's runs before."""
-    if not build.spec.attached:
+    if not (build.spec.attached and build.has_new("net")):
         return
+    if build.spec.egress is not None and creds.kept_capabilities(build) >> _NET_ADMIN & 1:
+        raise SpecError("egress", "who has CAP_NET_ADMIN can change the network: leave it out of "
+                        "capabilities=")  # fmt: skip
     build.flags |= PlanFlag.FORK  # a child that waits must not hold up the launcher
     if not _launcher_net(build):
         _open_network(build)
     for protocol in _protocols(build.spec):
-        what = build.spec.net if protocol is Netlink.ROUTE else f"egress {len(build.spec.egress)}"
-        build.add(HandNetlink(protocol, what, "net"))
+        if protocol is Netlink.ROUTE:
+            build.add(HandNetlink(protocol, build.spec.net, "net"))
+        else:
+            to = ", ".join(build.spec.egress or ("nothing",))
+            build.add(HandNetlink(protocol, f"to {to}", "egress"))
 
 
 def _launcher_net(build: Build) -> bool:
@@ -514,13 +521,15 @@ def compile_template(spec: Spec, host: Host) -> Plan:
     return _finish_pause(build, "until its namespace is held", "root")
 
 
-def compile_pause(spec: Spec, host: Host) -> Plan:
+def compile_pause(spec: Spec, host: Host, join: tuple[str, ...] = ()) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
     It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
-    /dev/shm, so that it pins none of the host's file systems.
+    /dev/shm, so that it pins none of the host's file systems. *join*: ``("net",)``, of another.
     """
-    build = _start(spec, host)
+    build = _start(spec, host, join)
+    _pass_joined(build)
+    _add_joins(build)
     _add_clone(build)
     _await_network(build)
     build.add(mounts_private("pod"))

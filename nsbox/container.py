@@ -31,8 +31,10 @@ from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
 from nsbox.logs import Log
 from nsbox.names import NAMESPACES, Clone
+from nsbox.plugged import Plugged, shared
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
+from nsbox.spec import NetLabel
 from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def _read(sink: Sink, overflow: Callable[[], None]) -> None:
         overflow()
 
 
-class Container(Contents, Control):
+class Container(Contents, Control, Plugged):
     """One container. Made stopped; ``with`` starts it, and ends it at the block's end.
 
     Takes the keywords of ``run()``; ``init=False`` is the default: the command itself is
@@ -157,14 +159,20 @@ class Container(Contents, Control):
             stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
                 self._process = launch(
-                    self.spec, stdio, join=kinds, joined_pidfd=pidfd, join_map=id_map
+                    self.spec,
+                    stdio,
+                    join=kinds,
+                    joined_pidfd=pidfd,
+                    join_map=id_map,
+                    name=self.name,
                 )
             except BaseException:
                 stdio.close()
                 raise
             self._status = "running"
             try:
-                self._note = sandboxes.note(self.name, self._process, self.spec, id_map)
+                joined = self._process.join_map
+                self._note = sandboxes.note(self.name, self._process, self.spec, joined)
             except OSError:  # it was quicker; or `nsbox ps` shows it without a name
                 pass
             self._members = self._known_by_mounts()
@@ -456,6 +464,21 @@ class Container(Contents, Control):
         if self.pid is None:
             return {}
         return {kind: os.stat(f"/proc/{self.pid}/ns/{kind}").st_ino for kind in NAMESPACES}
+
+    def _network_process(self) -> Process | None:
+        return self._process
+
+    @property
+    def label(self) -> NetLabel:
+        """What makes it one of the values of ``net=`` of others, who share its network."""
+        return NetLabel(f"that of container {self.name}", self, joined=True)
+
+    def joins(self) -> tuple[tuple[str, ...], int, str]:
+        """For nsbox's own use: see ``Namespace.joins``."""
+        process = self._process
+        if process is None or self.pid is None:
+            raise StateError(f"net: container {self.name!r} is {self._status}", status=self._status)
+        return shared(process)
 
     def logs(self, stream: str = "both", tail: int | None = None) -> str:
         """What it wrote: the last 1 MiB of both streams together, kept after its end.

@@ -15,17 +15,16 @@ import secrets
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, launcher, rtnl
+from nsbox import interrupts, later, launcher, rtnl
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
 from nsbox.registry import LINKS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nsbox.rtnl import Address, Rtnl
+    from nsbox.netspec import Address, Subnet
     from nsbox.rtnl import Interface as IpInterface
+    from nsbox.rtnl import Rtnl
 
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
 _MTU = (68, 65535)
@@ -55,6 +54,11 @@ def ip_interface(value: Any, field: str) -> IpInterface:
         return ipaddress.ip_interface(value)
     except ValueError as e:
         raise SpecError(field, f'{value!r}: {e}; use as "10.0.0.2/24"') from e
+
+
+def interface(address: Address, subnet: Subnet) -> IpInterface:
+    """An address with its network."""
+    return ipaddress.ip_interface(f"{address}/{subnet.prefixlen}")
 
 
 def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
@@ -132,11 +136,33 @@ class Interface:
             raise SpecError("via", "a default route needs a gateway")
         self._route.do(rtnl.route_add(to, gateway=gateway, index=self.index))
 
+    def free_name(self) -> int:
+        """Before it is deleted: its name can be another's at once. Its index; 0: it is gone."""
+        try:
+            index = self.index
+            free = rtnl.link_set(index, name=new_name())
+            try:
+                self._route.do(free)
+            except NetworkError as e:
+                if e.errno != errno.EBUSY:  # before Linux 6.2 a link that is up keeps its name
+                    raise
+                self._route.do(rtnl.link_set(index, up=False), free)
+        except NetworkError as e:
+            if e.errno != errno.ENODEV:
+                raise
+            return 0
+        return index
+
+    def delete(self) -> None:
+        """With its other end, and soon: its name is free at once."""
+        if index := self.free_name():
+            later.delete(self._route, index)
+
     def __repr__(self) -> str:
         return f"<nsbox.Interface {self.name!r}>"
 
 
-class _Owned:
+class Owned:
     """What makes links that go with it, or with the program."""
 
     def __init__(self) -> None:
@@ -177,8 +203,10 @@ class _Owned:
                 with interrupts.Held():
                     self._delete()
         finally:
-            for held in (*self._routes, *self._spaces):
-                held.close()
+            for route in self._routes:
+                later.call(route.close)
+            for space in self._spaces:
+                later.call(space.close)
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -191,11 +219,7 @@ class _Owned:
         self.close()
 
 
-def _gone(error: NetworkError) -> bool:
-    return error.errno == errno.ENODEV
-
-
-class Veth(_Owned):
+class Veth(Owned):
     """Two ends of a cable, each in the network namespace where it belongs.
 
     A context manager; ``close()`` deletes both ends. So does the end of one of the namespaces, and
@@ -277,13 +301,8 @@ class Veth(_Owned):
     def _delete(self) -> None:
         if not hasattr(self, "link"):
             return
-        for end in (self.link, self.peer):
-            try:
-                end._route.do(rtnl.link_delete(end.name))
-                return
-            except NetworkError as e:
-                if not _gone(e):
-                    raise
+        self.peer.free_name()
+        self.link.delete()
 
     def __enter__(self) -> Veth:
         return self

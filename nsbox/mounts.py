@@ -91,6 +91,7 @@ class RootParts:
         self.system: list[tuple[Slot, str]] = []
         self.devices: list[tuple[Slot, str]] = []
         self.nodes: list[tuple[Slot, str]] = []
+        self.net: list[tuple[Slot, str]] = []
         if spec.root.kind == "inherit":
             return
         if spec.root.kind == "dir":
@@ -102,6 +103,8 @@ class RootParts:
                 if kind != "link":
                     slot = build.open_tree(path, _SAFE | _READONLY, source)
                     self.system.append((slot, path))
+        self.net = [(build.open_tree(src, _SAFE | _READONLY, "net", recursive=False), dst)
+                    for src, dst in spec.net_mounts]  # fmt: skip
         self.nodes = devices.open_nodes(build)
         no_exec = int(MountAttr.NOSUID | MountAttr.NOEXEC)
         for name, device in build.host.devices:
@@ -159,6 +162,8 @@ def add_root(build: Build, parts: RootParts) -> None:
             if kind == "link":
                 build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
         _add_etc(build)
+    for slot, dst in parts.net:
+        build.add(Attach(slot, dst, "net", make))
     _add_dev(build, parts, make)
 
 
@@ -177,10 +182,13 @@ def _add_etc(build: Build) -> None:
     hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
     hosts += f"127.0.1.1 {build.spec.hostname}\n" if build.spec.hostname else ""
     switch = "passwd: files\ngroup: files\nhosts: files\n"
+    if build.spec.net != "none":
+        switch = switch.replace("hosts: files", "hosts: files dns")
+    taken = {mount.dst for mount in build.spec.mounts} | {dst for _, dst in build.spec.net_mounts}
     for name, content in (("passwd", user), ("group", group), ("hosts", hosts),
                           ("nsswitch.conf", switch)):  # fmt: skip
         dst = f"/etc/{name}"
-        if dst not in {mount.dst for mount in build.spec.mounts}:
+        if dst not in taken:
             build.add(File(dst, content.encode(), 0o644, None, "root"))
 
 

@@ -27,7 +27,7 @@ from nsbox.nslist import tree as tree
 from nsbox.popen import Popen
 from nsbox.process import Process, dev_null, spawn
 from nsbox.sandbox import launch
-from nsbox.spec import Rootfs, Spec, make_spec
+from nsbox.spec import NetLabel, Rootfs, Spec, make_spec
 from nsbox.steps import Slot
 from nsbox.streams import PIPE
 
@@ -285,6 +285,18 @@ class Namespace:
         joined = self._holder.pidfd if self._holder is not None else fd
         kinds = ("user", self.kind) if self._id_map and self.kind != "user" else (self.kind,)
         return kinds, joined
+
+    @property
+    def label(self) -> NetLabel:
+        """What makes it one of the values of ``net=``."""
+        if self.kind != "net":
+            raise SpecError("net", f"{self!r} is not a network namespace")
+        return NetLabel(f"net:[{self.id}]", self, joined=True)
+
+    def joins(self) -> tuple[tuple[str, ...], int, str]:
+        """For nsbox's own use: the kinds that a sandbox enters, by which descriptor, and how the
+        user namespace among them maps ids."""
+        return *self.entrance(), self._id_map
 
     def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
         fd = self.fileno()

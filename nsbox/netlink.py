@@ -20,13 +20,25 @@ def open_inside(namespace: Namespace, protocol: Netlink) -> int:
     Raises:
         SetupError: the caller may not enter it.
     """
-    held: list[int] = []
+    taker = _Taker(protocol)
     join, fd = namespace.entrance()
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)} | {JOIN: fd}
-    helper = spawn(compile_netlink(join, protocol), descriptors,
-                   connect=lambda pid, sockets: held.append(sockets.pop(protocol)))  # fmt: skip
-    helper.close()
-    return held[0]
+    spawn(compile_netlink(join, protocol), descriptors, lease=lambda: taker).close()
+    return taker.fd
+
+
+class _Taker:
+    """The lease of a helper that is only there for its socket."""
+
+    def __init__(self, protocol: Netlink) -> None:
+        self._protocol = protocol
+        self.fd = -1
+
+    def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
+        self.fd = sockets.pop(self._protocol)
+
+    def close(self) -> None:
+        """The socket is the caller's."""
 
 
 def rtnl(namespace: Namespace | None = None) -> Rtnl:

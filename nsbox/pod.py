@@ -15,23 +15,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import lifecycle, nslist, probe, watch
-from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
+from nsbox.plugged import Plugged, shared
 from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
 from nsbox.ports import explain_conflict
-from nsbox.process import Process, dev_null, spawn
+from nsbox.profile import PROFILES
 from nsbox.result import Reason
-from nsbox.sandbox import check_spec
-from nsbox.spec import Spec, make_spec
-from nsbox.steps import Slot
+from nsbox.sandbox import check_spec, launch_pause
+from nsbox.spec import NetLabel, Spec, make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from nsbox.podspec import Clock, ContainerSpec
     from nsbox.popen import Popen
+    from nsbox.process import Process
     from nsbox.result import Completed
 
 
@@ -104,7 +104,7 @@ class PodContainer:
         return f"<nsbox.PodContainer {self.name!r} {self.state.name} restarts={self.restart_count}>"
 
 
-class Pod:
+class Pod(Plugged):
     """Containers with one network and one IPC namespace, one lifetime: all or nothing at start.
 
     Args:
@@ -115,7 +115,10 @@ class Pod:
         restart_policy: ``"Always"``, ``"OnFailure"`` or ``"Never"``.
         share_process_namespace: one pid namespace for all, in which pause is PID 1 and reaps:
             containers see each other's processes, and can signal them as users can.
-        net: ``"none"``: a loopback that all containers share; or ``"host"``.
+        net: ``"none"``: a loopback that all containers share; ``"host"``; a ``Bridge`` or
+            ``Network``, which gives the pod an address; or another pod, a ``Container`` or a
+            network ``Namespace``, whose network it shares.
+        publish, egress, address: as for ``run()``, of the pod.
         backoff: delays between restarts.
         clock: where time comes from.
 
@@ -132,19 +135,26 @@ class Pod:
         restart_policy: str = "Always",
         share_process_namespace: bool = False,
         volumes: Any = None,
-        net: str = "none",
+        net: Any = "none",
+        publish: Any = (),
+        egress: Any = None,
+        address: Any = None,
         hostname: str | None = None,
         backoff: Backoff | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.name = name
-        self._check(name, containers, init_containers, primary, restart_policy, net)
+        self._check(name, containers, init_containers, primary, restart_policy)
         self.share_process_namespace = bool(share_process_namespace)
         if volumes:
             raise Unavailable("volumes", "not in this version of nsbox",
                               alternatives=("mounts= of a container",))  # fmt: skip
         self.hostname = hostname or name
         self.net = net
+        self._pause_keywords = {"net": net, "publish": publish, "egress": egress,
+                                "address": address}  # fmt: skip
+        own = make_spec(["pause"], **self._pause_keywords)
+        self._owns_net = own.net == "none" or own.attached
         self.primary = primary
         self.backoff = backoff or Backoff()
         self.clock = clock or MonotonicClock()
@@ -173,7 +183,6 @@ class Pod:
         init_containers: Sequence[ContainerSpec],
         primary: str | None,
         restart_policy: str,
-        net: str,
     ) -> None:
         if not is_dns_label(name):
             raise SpecError("name", f"{name!r} is not a DNS label")
@@ -188,8 +197,6 @@ class Pod:
             raise SpecError("primary", f"no container is named {primary!r}")
         if restart_policy not in POLICIES:
             raise SpecError("restart_policy", f"use one of {', '.join(POLICIES)}")
-        if net not in ("none", "host"):
-            raise SpecError("net", 'use "none" or "host"')
 
     def _keywords(self, container: PodContainer) -> dict[str, Any]:
         """Of the container, with what the pod says."""
@@ -199,6 +206,8 @@ class Pod:
     def _check_container(self, container: PodContainer) -> Spec:
         try:
             spec = check_spec(container.spec.args, self._keywords(container))
+            if self._pause_keywords["egress"] is not None and _may_change_network(spec):
+                raise SpecError("capabilities", "with egress= of the pod, none may have NET_ADMIN")
             if spec.init and self.share_process_namespace:
                 raise SpecError("init", "pause is PID 1 of a pod that shares its pid namespace")
             return spec
@@ -242,11 +251,10 @@ class Pod:
     def _start_pause(self) -> None:
         host = probe.host()
         self._id_map, uid = decide_pod_map(list(self._specs.values()), host)
-        kinds = ["user", "ipc", "pid", "mnt"] + ["net"] * (self.net == "none")
-        spec = make_spec(["pause"], namespaces=kinds, net=self.net, user=uid,
+        kinds = ["user", "ipc", "pid", "mnt"] + ["net"] * self._owns_net
+        spec = make_spec(["pause"], namespaces=kinds, user=uid, **self._pause_keywords,
                          profile="standard" if self._id_map == "range" else "strict")  # fmt: skip
-        null = dev_null()
-        self._pause = spawn(compile_pause(spec, host), {Slot("stdio", n): null for n in range(3)})
+        self._pause = launch_pause(spec, self.hostname)
         nslist.boxes[self._pause.pid] = f"{self.name}/pause"
         watch.get().add(self._pause.fileno(), self._pause_news)
         self._note("SandboxCreated", message=f"pause runs as {self._pause.pid}")
@@ -267,7 +275,7 @@ class Pod:
         """Not under the pod's lock: a container that ends at once is told of by the watch."""
         keywords = {**self._keywords(container), "_pod": self.name}
         current = Container(container.spec.args, name=container.name, **keywords)
-        kinds = ("user", "ipc") + (("net",) if self.net == "none" else ())
+        kinds = ("user", "ipc") + (("net",) if self.net != "host" else ())
         kinds += ("pid",) if self.share_process_namespace else ()
         with self._condition:
             if self._stopping or self._pause is None:
@@ -501,6 +509,20 @@ class Pod:
         """Pending, Running, Succeeded or Failed."""
         return self._phase
 
+    def _network_process(self) -> Process | None:
+        return self._pause
+
+    @property
+    def label(self) -> NetLabel:
+        """What makes it one of the values of ``net=`` of others, who share its network."""
+        return NetLabel(f"that of pod {self.name}", self, joined=True)
+
+    def joins(self) -> tuple[tuple[str, ...], int, str]:
+        """For nsbox's own use: see ``Namespace.joins``."""
+        if self._pause is None:
+            raise StateError(f"net: pod {self.name!r} is {self._phase}", status=self._phase)
+        return shared(self._pause)
+
     @property
     def pause_pid(self) -> int | None:
         """The process that holds what the pod shares."""
@@ -543,6 +565,13 @@ class Pod:
 
     def __repr__(self) -> str:
         return f"<nsbox.Pod {self.name!r} {self._phase}>"
+
+
+def _may_change_network(spec: Spec) -> bool:
+    kept = spec.capabilities
+    if kept is None:
+        kept = PROFILES[spec.profile].capabilities
+    return kept is None or "NET_ADMIN" in kept
 
 
 def _terminated(container: Container) -> State:

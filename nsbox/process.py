@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nsbox import (
     _core,
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from nsbox.steps import Netlink
     from nsbox.usage import Tally
 
-    Connect = Callable[[int, dict[Netlink, int]], None]
-
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
 #: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
@@ -72,6 +70,21 @@ class Ended(NamedTuple):
     maxrss: int
     io_read: int
     io_write: int
+
+
+class Lease(Protocol):
+    """A place in a network, of one sandbox."""
+
+    def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
+        """Make it, for the process *pid* that waits; the *sockets* of its network, which it
+        opened, are taken over.
+
+        Raises:
+            NetworkError: the kernel refused.
+        """
+
+    def close(self) -> None:
+        """Give it back, when the sandbox has ended."""
 
 
 class Injection(NamedTuple):
@@ -133,7 +146,8 @@ class Process:
         self.pidfd = -1
         self.cgroup: Cgroup | None = None
         self.inject = Injection()
-        self.connect: Connect | None = None
+        self.lease: Lease | None = None
+        self.join_map = ""
         self.sockets: dict[Netlink, int] = {}
         self.started_at = time.monotonic()
         self.ended_at = 0.0
@@ -162,6 +176,11 @@ class Process:
     def fileno(self) -> int:
         """Readable when there may be news: then call ``poll()``."""
         return self._channel
+
+    @property
+    def id_map(self) -> str:
+        """How its user namespace maps ids, see ``Build.id_map``."""
+        return self.plan.id_map.kind if self.plan.id_map is not None else self.join_map
 
     def mine(self) -> bool:
         """Whether this process made it; a forked child holds copies that are not its to end."""
@@ -506,7 +525,7 @@ def spawn(
     parent: launcher.Launcher | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
     patience: float = PATIENCE_S,
-    connect: Connect | None = None,
+    lease: Callable[[], Lease] | None = None,
 ) -> Process:
     """Run a plan up to the payload's execve.
 
@@ -516,8 +535,7 @@ def spawn(
         parent: the launcher; the current one when it is not given.
         inject: a step to fail, for tests.
         patience: seconds for set-up, where it happens among processes that can stop it.
-        connect: makes the network, when the child waits for it: called with its pid and the
-            sockets that it opened, which it takes over.
+        lease: gives it a place in a network, which is made while the child waits.
 
     Raises:
         SetupError: a step failed; everything was undone.
@@ -527,7 +545,7 @@ def spawn(
     for _ in range(2):  # it may have been killed while nobody looked
         parent = parent or launcher.current()
         try:
-            return _spawn(plan, descriptors, parent, inject, patience, connect)
+            return _spawn(plan, descriptors, parent, inject, patience, lease)
         except _LauncherGone:
             if parent.alive():  # it had no descriptor left even for the channel
                 break
@@ -546,12 +564,15 @@ def _spawn(
     parent: launcher.Launcher,
     inject: Injection,
     patience: float,
-    connect: Connect | None,
+    lease: Callable[[], Lease] | None,
 ) -> Process:
     with ExitStack() as undo:
         with interrupts.Held():
             if debug.ON:
                 _say_plan(plan)
+            place = None if lease is None else lease()
+            if place is not None:
+                undo.callback(place.close)
             cgroup = _host_steps(plan, parent, undo, inject)
             id_slot = 0
             if plan.id_map is not None and plan.id_map.needs_slot():
@@ -563,7 +584,7 @@ def _spawn(
                     descriptors = {**descriptors, **trees}
                 channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
-            process.cgroup, process.inject, process.connect = cgroup, inject, connect
+            process.cgroup, process.inject, process.lease = cgroup, inject, place
             undo.callback(process.release)
             undo.callback(process.settle_changes)
             undo.callback(process.end)
@@ -773,9 +794,9 @@ def _serve_network(process: Process, index: int, step: HandNetlink, pid: int, fd
     if any(isinstance(later, HandNetlink) for later in process.plan.steps[index + 1 :]):
         return
     sockets, process.sockets = process.sockets, {}
-    assert process.connect is not None
+    assert process.lease is not None
     try:
-        process.connect(pid, sockets)
+        process.lease.connect(pid, sockets)
     except NetworkError as e:
         error = setup_error(process.plan, index, e.errno or errno.EIO, "netlink")
         error.hint = str(e)

@@ -169,11 +169,12 @@ def link_set(
     alias: str = "",
     mac: str = "",
     name: str = "",
+    group: int = 0,
     netns: int | None = None,
 ) -> Request:
     """Change a link. *master* ``NO_LINK`` takes it out of its bridge; *name* needs an index."""
     fields = _which(link) | {"object": RT.NSB_RT_LINK, "verb": RT.NSB_RT_SET, "master": master,
-                             "mtu": mtu, "alias": alias.encode()}  # fmt: skip
+                             "mtu": mtu, "alias": alias.encode(), "group": group}  # fmt: skip
     if up is not None:
         fields |= {"flags": _UP * up, "change": _UP}
     if mac:
@@ -190,6 +191,12 @@ def link_delete(link: str | int) -> Request:
     """Both ends, of a veth."""
     fields = _which(link) | {"object": RT.NSB_RT_LINK, "verb": RT.NSB_RT_DELETE}
     return Request(f"link delete {link}", fields)
+
+
+def group_delete(group: int) -> Request:
+    """All links of a group, for the waiting time of one."""
+    fields = {"object": RT.NSB_RT_LINK, "verb": RT.NSB_RT_DELETE, "group": group}
+    return Request(f"link delete group {group}", fields)
 
 
 def _address(address: Address) -> dict[str, Any]:

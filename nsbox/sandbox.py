@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nsbox import launcher, probe, templates
-from nsbox.compile import compile_spec, wants_template
-from nsbox.errors import SetupError, SpecError
-from nsbox.process import Injection, Process, spawn
-from nsbox.spec import Mount, Spec, make_spec
-from nsbox.steps import Slot
+from nsbox.compile import compile_pause, compile_spec, wants_template
+from nsbox.errors import SetupError, SpecError, StateError
+from nsbox.process import Injection, Process, dev_null, spawn
+from nsbox.spec import Mount, NetLabel, Spec, make_spec
+from nsbox.steps import JOIN, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -62,6 +62,9 @@ _specs: dict[object, Spec] = {}
 
 def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
     """The spec of ``run()``'s keywords, its files read and its interpreter found."""
+    label = getattr(keywords.get("net"), "label", None)
+    if label is not None:  # what is kept is the label, not the network
+        keywords = {**keywords, "net": label}
     key = _spec_key(args, keywords)
     spec = _specs.get(key) if key is not None else None
     if spec is None:
@@ -140,6 +143,14 @@ def explain(args: Any, **keywords: Any) -> Plan:
     return plan_for(spec, probe.host())
 
 
+def _network(label: NetLabel) -> Any:
+    """What lends it: see ``nsbox.bridge``. Raises StateError: it is no more."""
+    network = None if label.network is None else label.network()
+    if network is None:
+        raise StateError(f"net: {label} is not there any more", status="closed")
+    return network
+
+
 def launch(
     spec: Spec,
     stdio: Stdio,
@@ -148,11 +159,22 @@ def launch(
     joined_pidfd: int = -1,
     joined_time: int = -1,
     join_map: str = "",
+    name: str = "",
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
-    """Spawn *spec* with these descriptors; its template is made when it has none yet."""
+    """Spawn *spec* with these descriptors; its template is made when it has none yet.
+
+    *name* is what others of its network call it.
+    """
     host = probe.host()
     parent = launcher.current()
+    network = None
+    if isinstance(spec.net, NetLabel):
+        network = _network(spec.net)
+        if not spec.net.joined:
+            spec = network.furnish(spec)
+        elif "net" not in join:
+            join, joined_pidfd, join_map = network.joins()
     plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
     for fd in spec.pass_fds:
@@ -174,8 +196,11 @@ def launch(
                 descriptors[slot] = joined_pidfd
             elif slot.kind == "nsfd":
                 descriptors[slot] = joined_time
-        process = spawn(plan, descriptors, parent=parent, inject=inject)
-        process.cpu_limit = spec.limits.cpu_time
+        lease = None
+        if network is not None and spec.attached and "net" not in join:
+            lease = functools.partial(network.lease, spec, name)
+        process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
+        process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
         if mine is not None:
             process.take_terminal(mine)
         return process
@@ -190,3 +215,17 @@ def launch(
             if end is not None:
                 end.close()
         stdio.close_theirs()
+
+
+def launch_pause(spec: Spec, name: str) -> Process:
+    """The pause process of the pod *name*, with the network of *spec*."""
+    join: tuple[str, ...] = ()
+    descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
+    lease = None
+    if isinstance(spec.net, NetLabel):
+        network = _network(spec.net)
+        if spec.net.joined:
+            join, descriptors[JOIN], _ = network.joins()
+        else:
+            lease = functools.partial(network.lease, spec, name)
+    return spawn(compile_pause(spec, probe.host(), join), descriptors, lease=lease)

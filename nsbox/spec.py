@@ -6,13 +6,17 @@ from __future__ import annotations
 import functools
 import os
 import re
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
+
+if TYPE_CHECKING:
+    from nsbox.netspec import Publish
 
 Path = str | os.PathLike[str]
 
@@ -405,6 +409,38 @@ def _layer(value: Any) -> Rootfs:
     return root
 
 
+class NetLabel(str):
+    """What a network is called in the plan of a sandbox that has it; and the network itself.
+
+    Attributes:
+        network: a weak reference, for specs are kept in caches.
+        joined: it is there already, and entered; else the sandbox gets one that is made for it.
+    """
+
+    network: weakref.ref[Any] | None
+    joined: bool
+
+    def __new__(cls, text: str, network: Any = None, *, joined: bool = False) -> NetLabel:
+        self = super().__new__(cls, text)
+        self.network = None if network is None else weakref.ref(network)
+        self.joined = joined
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, NetLabel) and self.network == other.network
+        return same and str.__eq__(self, str(other))
+
+    def __hash__(self) -> int:
+        return str.__hash__(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # for who only reads it, in another process
+        return _label, (str(self), self.joined)
+
+
+def _label(text: str, joined: bool) -> NetLabel:
+    return NetLabel(text, joined=joined)
+
+
 @dataclass(frozen=True)
 class Spec:
     """One sandbox: every keyword of ``run()`` that says how it is made, checked."""
@@ -421,7 +457,10 @@ class Spec:
     mounts: tuple[Mount, ...] = ()
     files: tuple[tuple[str, bytes, int], ...] = ()
     net: str = "none"
-    egress: tuple[str, ...] = ()
+    egress: tuple[str, ...] | None = None
+    publish: tuple[Publish, ...] = ()
+    address: str | None = None
+    net_mounts: tuple[tuple[str, str], ...] = ()
     limits: Limits = Limits()
     namespaces: tuple[str, ...] | None = None
     init: bool = True
@@ -438,7 +477,7 @@ class Spec:
     @property
     def attached(self) -> bool:
         """Its network is made by the owner, while set-up waits: *net* says what it is."""
-        return isinstance(self.net, NetLabel)
+        return isinstance(self.net, NetLabel) and not self.net.joined
 
     def __hash__(self) -> int:
         """Of every field, worked out once: specs are the keys of caches on the spawn path."""
@@ -626,29 +665,75 @@ def _devices(names: Any) -> tuple[tuple[str, str, int], ...]:
     return tuple(dict.fromkeys(result))
 
 
-class NetLabel(str):
-    """What a network that a sandbox is attached to is called in its plan."""
-
-    __slots__ = ()
-
-
 def _net(net: Any) -> str:
-    if isinstance(net, NetLabel):
-        return net
+    label = getattr(net, "label", net)
+    if isinstance(label, NetLabel):
+        return label
     if isinstance(net, str) or net is None:
         return str(_choice(net, "net", ("none", "host")))
-    raise SpecError("net", f'{net!r}: use "none", "host", a Bridge, a Network or a Pod')
+    raise SpecError(
+        "net", f'{net!r}: use "none", "host", a Bridge, a Network, a Pod or a Namespace'
+    )
 
 
-def _egress(egress: Any, net: Any) -> tuple[str, ...]:
-    if egress is None:
+class Allow:
+    """What a sandbox may reach of its network, and nothing else: ``egress=Allow(...)``.
+
+    Each of *entries* is an address or a network, with a port (of TCP, or ``/udp``) or ports, as
+    ``"10.0.0.0/8"``, ``"192.0.2.7:443"``, ``"[2001:db8::1]:443"``, ``"192.0.2.53:53/udp"``,
+    ``"10.1.0.0/16:8000-8080"`` or ``":443"``. Without any, nothing is reached. Who connects to the
+    sandbox gets answers.
+
+    Raises:
+        SpecError: an entry cannot be read.
+    """
+
+    __slots__ = ("entries",)
+
+    def __init__(self, *entries: str) -> None:
+        from nsbox.netallow import parse_allow
+
+        self.entries = tuple(str(parse_allow(text, f"egress[{i}]"))
+                             for i, text in enumerate(entries))  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Allow) and self.entries == other.entries
+
+    def __hash__(self) -> int:
+        return hash(self.entries)
+
+    def __repr__(self) -> str:
+        return f"Allow({', '.join(map(repr, self.entries))})"
+
+
+def _publish(publish: Any, net: Any) -> tuple[Publish, ...]:
+    if not publish:
         return ()
-    if not isinstance(net, NetLabel):
+    from nsbox.netspec import parse_publish
+
+    label = getattr(net, "label", net)
+    if not isinstance(label, NetLabel) or label.joined:
+        raise SpecError("publish", "is of a sandbox with a network: net= a Bridge or a Network")
+    return parse_publish(publish, "publish")
+
+
+def _address(address: Any) -> str | None:
+    if address is None:
+        return None
+    from nsbox.netspec import parse_address
+
+    return str(parse_address(address, "address"))
+
+
+def _egress(egress: Any, net: Any) -> tuple[str, ...] | None:
+    if egress is None:
+        return None
+    label = getattr(net, "label", net)
+    if not isinstance(label, NetLabel) or label.joined:
         raise SpecError("egress", "is of a sandbox with a network: net= a Bridge or a Network")
-    entries = getattr(egress, "entries", None)
-    if not isinstance(entries, tuple):
+    if not isinstance(egress, Allow):
         raise SpecError("egress", f'{egress!r}: use Allow("10.0.0.0/8", "192.0.2.7:443")')
-    return entries
+    return egress.entries
 
 
 def make_spec(
@@ -665,6 +750,8 @@ def make_spec(
     files: Mapping[str, Any] | None = None,
     net: Any = "none",
     egress: Any = None,
+    publish: Any = (),
+    address: Any = None,
     limits: Limits | None = None,
     namespaces: Sequence[str] | None = None,
     init: bool = True,
@@ -709,6 +796,8 @@ def make_spec(
         files=_files(files),
         net=_net(net),
         egress=_egress(egress, net),
+        publish=_publish(publish, net),
+        address=_address(address),
         limits=limits or Limits(),
         namespaces=_namespaces(namespaces),
         init=bool(init),

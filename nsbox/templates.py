@@ -33,7 +33,8 @@ def _key(spec: Spec, parent: Launcher) -> tuple[object, ...]:
         status = os.stat(spec.root.path)
         identity = (status.st_dev, status.st_ino)
     user = (spec.uid, spec.gid, spec.hostname) if spec.root.kind == "host" else ()
-    return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces)
+    net = (spec.net, spec.net_mounts)
+    return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces, net)
 
 
 def acquire(spec: Spec, host: Host, parent: Launcher) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nsbox import compile as compiler
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
-from nsbox.spec import Limits, Mount, NetLabel, Rootfs, Spec, another_process, make_spec
+from nsbox.spec import Allow, Limits, Mount, NetLabel, Rootfs, Spec, another_process, make_spec
 from nsbox.steps import IdMap, Netlink
 
 if TYPE_CHECKING:
@@ -61,14 +61,6 @@ def plan_of(host: str | Host = "root, v2", **keywords: Any) -> Plan:
     where = host if isinstance(host, Host) else HOSTS[host]
     return compiler.compile_spec(make_spec(args, **keywords), where, **how)
 
-
-class Egress:
-    """What ``Allow`` looks like to a spec."""
-
-    entries = ("10.0.0.0/8",)
-
-
-EGRESS = Egress()
 
 FULL: dict[str, Any] = {
     "args": ["sh", "-c", "true"],
@@ -127,7 +119,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "joined, one id": {"join": ("user", "net", "ipc"), "join_map": "single", "init": False},
     "terminal": {"pty": (40, 100), "umask": 0o077},
     "terminal, no init": {"pty": True, "init": False, "root": Rootfs.inherit()},
-    "network": {"net": NetLabel("eth0 in nsb0, 10.77.0.0/24"), "egress": EGRESS},
+    "network": {"net": NetLabel("eth0 in nsb0, 10.77.0.0/24"), "egress": Allow("10.0.0.0/8")},
     "network, template": {"net": NetLabel("eth0 in nsb0, 10.77.0.0/24"), "template": True},
     "network, capabilities": {"net": NetLabel("eth0 in nsb0"), "profile": "standard"},
     "template": {"namespaces": ("mnt", "pid"), "template": True, "files": {"a": b"1"}},

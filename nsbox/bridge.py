@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bridge: a switch that sandboxes are plugged into, with addresses, NAT and published ports.
+
+    sandbox              owner                                kernel
+       | opens a netlink socket in its network
+       | hand-over, waits -> |
+       |                     | veth: eth0 there, a port here -> |
+       |                     | address, default route, rules -> |
+       | <------------- byte |
+       | execve
+
+Nothing of the payload's runs before its network is as it will be. The bridge is in the caller's
+network namespace; its rules are in a table of their own, which the kernel removes with the socket
+that made it, however this program ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+from nsbox import hostsfile, interrupts, later, launcher, links, netrules, netspec, nft, rtnl
+from nsbox.addresses import Pool, PortPool, counterpart
+from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.forwarding import Forwarding
+from nsbox.lease import Lease
+from nsbox.netrules import HostPort
+from nsbox.registry import directory
+from nsbox.spec import NetLabel
+from nsbox.subnets import claim_subnet, free_subnet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+    from nsbox.netspec import Address, Subnet
+    from nsbox.nftmsg import Message
+    from nsbox.spec import Spec
+
+_HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
+
+
+class Bridge(links.Owned):
+    """A Linux bridge in the caller's network namespace; ``net=bridge`` plugs a sandbox in.
+
+    Made by ``start()``, or by the ``with`` block, at whose end it is removed. So it is when this
+    program ends, however that is. The sandboxes on it have to be stopped before.
+
+    Args:
+        name: of the link, at most 15 characters; a new one when it is not given.
+        subnet: IPv4, as ``"10.77.0.0/24"``: its first address is the bridge's, and the gateway;
+            sandboxes get the others, and a default route. Without one they have a link only.
+        subnet6: IPv6, as ``"fd00:77::/64"``, beside *subnet*.
+        nat: what leaves the subnet gets the host's address (masquerade), and the host forwards.
+        isolated: nobody but the host opens connections to its sandboxes, but to published ports.
+        host_ports: services of the host that its sandboxes reach, at the gateway's address, as
+            ``8080`` or ``"53/udp"``. All others are closed to them.
+        dns: name servers beside the host's: addresses, or ``{"nameservers": ..., "searches": ...,
+            "options": ...}``.
+        mtu: bytes.
+
+    Raises:
+        SpecError: an argument is wrong.
+
+    Attributes:
+        name: of the link.
+        subnet, subnet6: as networks; None when there are none.
+        gateway, gateway6: its own addresses.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        subnet: Any = None,
+        subnet6: Any = None,
+        nat: bool = False,
+        isolated: bool = True,
+        host_ports: Iterable[Any] = (),
+        dns: Any = None,
+        mtu: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name = links.new_name() if name is None else links.check_name(name, "name")
+        self.subnet: IPv4Network | None = None
+        self.subnet6: IPv6Network | None = None
+        if subnet is not None:
+            self.subnet = cast("IPv4Network", netspec.parse_subnet(subnet, "subnet", 4))
+        if subnet6 is not None:
+            if subnet is None:
+                raise SpecError("subnet6", "is beside an IPv4 subnet=")
+            self.subnet6 = cast("IPv6Network", netspec.parse_subnet(subnet6, "subnet6", 6))
+        if nat and subnet is None and type(self) is Bridge:
+            raise SpecError("nat", "is of a subnet=")
+        self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), mtu
+        self._host_ports = tuple(_host_ports(host_ports))
+        self._dns = netspec.parse_dns(dns) if dns is not None else None
+        self.table = f"nsb-{secrets.token_hex(6)}"
+        self.hosts: hostsfile.HostsFile | None = None
+        self._undo = ExitStack()
+        self._started = False
+        self._leases: set[Lease] = set()
+        self._files: tuple[tuple[str, str], ...] = ()
+        self._ports: dict[str, PortPool] = {}
+
+    # ------------------------------------------------------------ what it is
+
+    @property
+    def gateway(self) -> IPv4Address | None:
+        return None if self.subnet is None else self.subnet.network_address + 1
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        return None if self.subnet6 is None else self.subnet6.network_address + 1
+
+    @property
+    def label(self) -> NetLabel:
+        """What it is called in plans; what makes it one of the values of ``net=``."""
+        where = ", ".join(map(str, filter(None, (self.subnet, self.subnet6))))
+        return NetLabel(f"eth0 in {self.name}{where and ', '}{where}", self)
+
+    @property
+    def link(self) -> links.Interface:
+        """The bridge itself, as a link. Raises StateError unless it is there."""
+        self._check_there()
+        return links.Interface(self._route, self.name)
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """Of the sandboxes that are plugged in."""
+        return tuple(self._leases)
+
+    def _check_there(self) -> None:
+        launcher.check_owner(self._owner)
+        if not self._started or self._closed:
+            status = "closed" if self._closed else "created"
+            raise StateError(f"{self!r}: it is {status}, use start() or with", status=status)
+
+    # ------------------------------------------------------------ start and end
+
+    def start(self) -> Bridge:
+        """Make the link, its address and its rules.
+
+        Raises:
+            StateError: it was started before.
+            Unavailable: the subnet is in use, or the host cannot do it.
+            NetworkError: the kernel refused; nothing is left.
+        """
+        if self._started or self._closed:
+            raise StateError(f"{self!r} was started before", status="started")
+        self._started = True
+        try:
+            with interrupts.Held():
+                self._claim()
+                self._make()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _claim(self) -> None:
+        """The addresses, of all that run here."""
+        if self.subnet is not None:
+            self._undo.callback(claim_subnet(self.subnet).close)
+            self._pool = Pool(self.subnet)
+            self._undo.callback(self._pool.close)
+        if self.subnet6 is not None:
+            self._undo.callback(claim_subnet(self.subnet6, field="subnet6").close)
+
+    def _make(self) -> None:
+        _, self._route = self._open(None, "netns")
+        mac = f"02:{secrets.token_hex(5)}"  # its own, or it would be the lowest of its ports'
+        mac = ":".join(mac.replace(":", "")[i : i + 2] for i in range(0, 12, 2))
+        self._route.do(
+            rtnl.link_add("bridge", self.name, mtu=self.mtu, mac=mac),
+            rtnl.link_set(self.name, alias=self._alias()),
+        )
+        self._undo.callback(self._delete_link)
+        self._index = self._route.link(self.name).ifindex
+        self._route.do(
+            rtnl.link_set(self._index, up=True),
+            *(rtnl.address_add(self._index, links.interface(gateway, subnet))
+              for gateway, subnet, _ in self.routing(self.gateway, self.gateway6)),
+        )  # fmt: skip
+        if self.subnet is not None and self.gateway is not None:
+            self._make_rules(self.subnet, self.gateway)
+            self._make_files()
+
+    def _make_rules(self, subnet: IPv4Network, gateway: IPv4Address) -> None:
+        for version in (4, 6) if self.subnet6 is not None else (4,):
+            if self.nat or not self.isolated:
+                self._undo.callback(Forwarding.hold(version).close)
+        self._rules = nft.open_socket()
+        self._undo.callback(later.call, self._rules.close)
+        self.transact(
+            netrules.network_table(
+                self.table, self.name, subnet, gateway, self.subnet6, self.gateway6,
+                nat=self.nat, isolated=self.isolated, host_ports=self._host_ports,
+            ),
+            "rules",
+        )  # fmt: skip
+        # 127.0.0.1 of the host reaches published ports; the guard of the rules keeps others off.
+        with open(f"/proc/sys/net/ipv4/conf/{self.name}/route_localnet", "w") as file:
+            file.write("1")
+
+    def _make_files(self) -> None:
+        self.hosts = hostsfile.HostsFile.create()
+        self._undo.callback(self.hosts.close)
+        conf = hostsfile.resolv_conf("Default", self._dns)
+        path = f"{directory()}/{launcher.current().entry.name()}-resolv"
+        with open(path, "x") as file:
+            self._undo.callback(os.unlink, path)
+            os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
+            file.write(conf.text)
+        self._files = ((self.hosts.path, _HOSTS), (path, _RESOLV))
+
+    def _delete_link(self) -> None:
+        links.Interface(self._route, self.name).delete()
+
+    def _delete(self) -> None:
+        self._undo.close()
+
+    def __enter__(self) -> Bridge:
+        return self if self._started else self.start()
+
+    # ------------------------------------------------------------ for its leases
+
+    def lease(self, spec: Spec, name: str = "") -> Lease:
+        """For nsbox's own use: a place for one sandbox.
+
+        Raises:
+            StateError: the bridge is not there.
+            Unavailable: there is no address, or no port, left.
+        """
+        self._check_there()
+        made = Lease(self, spec, name)
+        self._leases.add(made)
+        return made
+
+    def forget(self, lease: Lease) -> None:
+        self._leases.discard(lease)
+
+    def furnish(self, spec: Spec) -> Spec:
+        """With the network's files, which have to be there in a root that is not ours."""
+        self._check_there()
+        files = self._files if spec.root.kind != "inherit" else ()
+        if spec.root.kind == "dir" and spec.root.ro:
+            files = tuple(one for one in files if _is_file(spec.root.path + one[1]))
+        return replace(spec, net_mounts=files)
+
+    def take_address(self, wanted: str | None) -> tuple[Address | None, Address | None]:
+        if self.subnet is None:
+            if wanted is not None:
+                raise SpecError("address", "the bridge has no subnet=")
+            return None, None
+        address = self._pool.take(wanted)
+        if self.subnet6 is None:
+            return address, None
+        return address, counterpart(address, self.subnet, self.subnet6)
+
+    def give_address(self, address: Address | None) -> None:
+        if address is not None and not self._closed:
+            self._pool.give(address)
+
+    def routing(
+        self, address: Address | None, address6: Address | None
+    ) -> Iterator[tuple[Address, Subnet, Address]]:
+        """(address, its subnet, the gateway), of each version that there is."""
+        for own, subnet, gateway in ((address, self.subnet, self.gateway),
+                                     (address6, self.subnet6, self.gateway6)):  # fmt: skip
+            if own is not None and subnet is not None and gateway is not None:
+                yield own, subnet, gateway
+
+    def plug(self, port: str, peer: str, pid: int) -> int:
+        """A veth pair: a port of the bridge, whose index is returned, and *peer* in the network
+        of process *pid*."""
+        self._check_there()
+        self._route.do(
+            rtnl.veth_add(port, peer, peer_pid=pid, up=True, master=self._index, mtu=self.mtu),
+            rtnl.link_set(port, alias=self._alias()),
+        )
+        return self._route.link(port).ifindex
+
+    def unplug(self, index: int) -> None:
+        if not self._closed:
+            later.delete(self._route, index)
+
+    def port_pool(self, protocol: str) -> PortPool:
+        """Which ports of the host are published, by any network of this user's."""
+        if protocol not in self._ports:
+            self._ports[protocol] = PortPool(protocol, range(1, 65536))
+            self._undo.callback(self._ports[protocol].close)
+        return self._ports[protocol]
+
+    def transact(self, messages: list[Message], what: str) -> None:
+        """Change the rules of its table."""
+        if self._closed and self._rules.fileno() < 0:
+            return
+        try:
+            nft.transact(self._rules, messages)
+        except OSError as e:
+            raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
+
+    def __repr__(self) -> str:
+        where = f" {self.subnet}" if self.subnet is not None else ""
+        return f"<nsbox.{type(self).__name__} {self.name!r}{where}>"
+
+
+class Network(Bridge):
+    """A bridge as Docker's: with a subnet that nobody else has, NAT, and names for its sandboxes.
+
+    Takes what ``Bridge`` takes; without *subnet* a free /24 is found when it is started.
+    """
+
+    def __init__(self, name: str | None = None, *, nat: bool = True, **keywords: Any) -> None:
+        super().__init__(name, nat=nat, **keywords)
+
+    def _claim(self) -> None:
+        if self.subnet is None:
+            claim = free_subnet()
+            self._undo.callback(claim.close)
+            self.subnet = cast("IPv4Network", claim.subnet)
+            self._pool = Pool(self.subnet)
+            self._undo.callback(self._pool.close)
+            return
+        super()._claim()
+
+
+def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:
+    for i, value in enumerate(ports):
+        number, _, protocol = str(value).partition("/")
+        if not number.isdecimal() or isinstance(value, bool):
+            raise SpecError(f"host_ports[{i}]", f'{value!r}: use 8080 or "53/udp"')
+        yield HostPort(int(number), protocol or "tcp")  # type: ignore[arg-type]
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path) and not os.path.islink(path)

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The /etc/hosts that the containers of a network share while members come and go, and the name
+servers that they can have of the host.
+
+A bind mount follows the file, not its name: no other file can take its place, so it is changed
+where it is, while others read it. Reading is not atomic, so no write must be seen in half::
+
+    10.88.0.2<TAB>web     a member
+    #0.88.0.3<TAB>db      one that has left, or one that is being written
+
+One byte makes the one of the other, and what follows it changes only while it is a comment. Lines
+never move. A place is used again after a while, for who has read half of it to be done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from nsbox import etc, launcher, netspec, registry
+from nsbox.errors import SpecError, StateError
+from nsbox.netspec import Dns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nsbox.netspec import Address, HostAlias
+
+_REST_S = 5.0
+_MOST_TEXT = 1 << 20
+_RESOLV_CONF = "/etc/resolv.conf"
+#: Where those who put themselves into resolv.conf, on loopback, write down whom they ask.
+_UPSTREAM = ("/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
+
+
+class _Place(NamedTuple):
+    start: int
+    size: int
+
+
+class HostsFile:
+    """A hosts file at ``path``, to be bind-mounted read-only on /etc/hosts.
+
+    It is there until ``close``, or until its owner ends: the launcher or ``gc()`` removes it.
+    """
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self._owner, self._fd = os.getpid(), fd
+        self._lock = threading.Lock()
+        self._end = os.fstat(fd).st_size
+        self._members: dict[tuple[Address, str], _Place] = {}
+        self._left: list[tuple[float, _Place]] = []
+
+    @classmethod
+    def create(cls, aliases: Iterable[HostAlias] = ()) -> HostsFile:
+        """A new one, with this machine and *aliases* in it; its members are added later."""
+        path = f"{registry.directory()}/{launcher.current().entry.name()}-hosts"
+        text = etc.hosts(aliases=aliases).encode()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            os.fchmod(fd, 0o644)  # whatever the caller's umask: every user inside reads it
+            _write(fd, text, 0)
+            return cls(path, fd)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+
+    def add(self, address: Address, name: str, domain: str = "") -> None:
+        """A member. One name can have several addresses, and one address several names.
+
+        Raises:
+            SpecError: a name is none.
+            StateError: the same member is there, or the file is closed.
+        """
+        netspec.parse_name(name, "name")
+        if domain:
+            netspec.parse_name(domain, "domain")
+        line = etc.host_line(address, name, domain).encode()
+        with self._lock:
+            self._check()
+            if (address, name) in self._members:
+                raise StateError(f"{name} at {address} is in {self.path}", status="exists")
+            self._members[address, name] = self._put(line)
+
+    def remove(self, address: Address, name: str) -> None:
+        """The member has gone; nothing to do if it is not there."""
+        with self._lock:
+            self._check()
+            place = self._members.pop((address, name), None)
+            if place is not None:
+                _write(self._fd, b"#", place.start)
+                self._left.append((time.monotonic(), place))
+
+    def _put(self, line: bytes) -> _Place:
+        place = self._place(len(line))
+        line = line[:-1].ljust(place.size - 1) + b"\n"
+        try:
+            _write(self._fd, b"#" + line[1:], place.start)
+        except OSError:
+            if place.start + place.size > self._end:
+                os.ftruncate(self._fd, self._end)
+            raise
+        self._end = max(self._end, place.start + place.size)
+        _write(self._fd, line[:1], place.start)
+        return place
+
+    def _place(self, size: int) -> _Place:
+        """One whose member left long ago, else a new one at the end."""
+        rested = time.monotonic() - _REST_S
+        for i, (since, place) in enumerate(self._left):
+            if since > rested:
+                break
+            if place.size >= size:
+                del self._left[i]
+                return place
+        return _Place(self._end, size)
+
+    def _check(self) -> None:
+        launcher.check_owner(self._owner)
+        if self._fd < 0:
+            raise StateError(f"{self!r} is closed", status="closed")
+
+    def close(self) -> None:
+        """Remove it; containers that have it mounted keep what it says. Idempotent."""
+        if self._owner != os.getpid():
+            return
+        with self._lock:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+                try:
+                    os.unlink(self.path)
+                except FileNotFoundError:  # its launcher was killed, and gc() was here
+                    pass
+
+    def __enter__(self) -> HostsFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0 and self._owner == os.getpid():
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = f"{len(self._members)} members" if self._fd >= 0 else "closed"
+        return f"<nsbox.hostsfile.HostsFile {self.path} {state}>"
+
+
+def _write(fd: int, data: bytes, where: int) -> None:
+    if os.pwrite(fd, data, where) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+# -- name servers -----------------------------------------------------------------------------
+
+POLICIES = ("Default", "ClusterFirst", "None")
+
+
+class ResolvConf(NamedTuple):
+    """Text for /etc/resolv.conf, and the host's name servers that are not in it, as they cannot
+    be reached from another network namespace."""
+
+    text: str
+    left_out: tuple[str, ...]
+
+
+def resolv_conf(policy: str = "Default", dns: Dns | None = None) -> ResolvConf:
+    """For a network namespace of its own; with the host's, its own file is right.
+
+    Args:
+        policy: as Kubernetes' ``dnsPolicy``: ``"Default"`` is the host's and *dns* beside it, and
+            so is ``"ClusterFirst"``, as the names of nsbox are in /etc/hosts. ``"None"`` is *dns*
+            alone.
+        dns: as ``netspec.parse_dns`` gives it.
+
+    Raises:
+        SpecError: an unknown policy, or ``"None"`` without name servers.
+    """
+    if policy not in POLICIES:
+        raise SpecError("dns_policy", f"{policy!r} is none of {', '.join(POLICIES)}")
+    dns = dns or Dns()
+    if policy == "None":
+        if not dns.nameservers:
+            raise SpecError("dns", "needs nameservers with dns_policy None")
+        return ResolvConf(etc.resolv_conf(dns), ())
+    found, left_out = etc.parse_resolv_conf(_text(_RESOLV_CONF))
+    for path in _UPSTREAM:
+        if not found.nameservers and left_out:
+            real, _ = etc.parse_resolv_conf(_text(path))
+            found = etc.merge(found, Dns(real.nameservers, real.searches))
+    if left_out:  # what a resolver on loopback says is to be trusted, what others say is not
+        found = replace(found, options=tuple(o for o in found.options if o != "trust-ad"))
+    dns = etc.merge(found, dns)
+    notes = []
+    if left_out and not found.nameservers:
+        notes = [f"{', '.join(left_out)} of the host cannot be reached from this network"]
+    return ResolvConf(etc.resolv_conf(dns, notes), left_out)
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_TEXT)
+    except OSError:
+        return ""

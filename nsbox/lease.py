@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sandbox's place in a network: its address, its veth pair, its published ports."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import socket
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, cast
+
+from nsbox import later, links, nft, rtnl
+from nsbox.errors import NetworkError, Unavailable
+from nsbox.netallow import parse_allow
+from nsbox.netrules import Published, egress_table, published
+from nsbox.steps import Netlink
+
+if TYPE_CHECKING:
+    from nsbox.bridge import Bridge
+    from nsbox.netrules import Protocol
+    from nsbox.netspec import Address, Publish
+    from nsbox.spec import Spec
+
+ETH0 = "eth0"
+_TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+
+
+class Lease:
+    """What one sandbox has of a bridge, from before it is set up until after its end.
+
+    Attributes:
+        address, address6: of the sandbox; None in a network that has none.
+        ports: published: (host address or None, host port, port, protocol) of each.
+        port_name: of the bridge's end of its veth pair.
+    """
+
+    def __init__(self, bridge: Bridge, spec: Spec, name: str) -> None:
+        self._bridge = bridge
+        self._spec = spec
+        self._undo = ExitStack()
+        self.name = name or spec.hostname or ""
+        self.address: Address | None = None
+        self.address6: Address | None = None
+        self.published: tuple[Published, ...] = ()
+        self.port_name = links.new_name()
+        try:
+            self.address, self.address6 = bridge.take_address(spec.address)
+            self._undo.callback(bridge.give_address, self.address)
+            self._undo.callback(bridge.forget, self)
+            self._publish()
+            self._name()
+        except BaseException:
+            self._undo.close()
+            raise
+
+    # ------------------------------------------------------------ names and ports
+
+    def _name(self) -> None:
+        hosts = self._bridge.hosts
+        if hosts is None or not self.name:
+            return
+        for address in (self.address, self.address6):
+            if address is None:
+                continue
+            hosts.add(address, self.name)
+            self._undo.callback(hosts.remove, address, self.name)
+
+    def _publish(self) -> None:
+        if self._spec.publish and self.address is None:
+            raise Unavailable("publish", "the bridge has no subnet, and so no addresses")
+        entries = [self._choose(ports, offset) for ports in self._spec.publish
+                   for offset in range(ports.count if not ports.host_port else 1)]  # fmt: skip
+        self.published = tuple(entries)
+        messages = [message for entry in entries
+                    for message in published(self._bridge.table, entry)]  # fmt: skip
+        if not messages:
+            return
+        self._bridge.transact(messages, "publish")
+        gone = [message for entry in entries
+                for message in published(self._bridge.table, entry, delete=True)]  # fmt: skip
+        self._undo.callback(self._bridge.transact, gone, "publish")
+
+    def _choose(self, ports: Publish, offset: int) -> Published:
+        """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
+        address, protocol = self._inside(ports), cast("Protocol", ports.protocol)
+        if ports.host_port:
+            for port in range(ports.host_port, ports.host_port + ports.count):
+                self._hold(ports, port)
+            return Published(address, ports.port, ports.host_port, protocol, ports.count,
+                             ports.address)  # fmt: skip
+        chosen = self._hold(ports, 0)
+        return Published(address, ports.port + offset, chosen, protocol, 1, ports.address)
+
+    def _inside(self, ports: Publish) -> Address:
+        six = ports.address is not None and ports.address.version == 6
+        address = self.address6 if six else self.address
+        if address is None:
+            raise Unavailable("publish", f"{ports}: the sandbox has no such address")
+        return address
+
+    def _hold(self, ports: Publish, port: int) -> int:
+        """A socket bound there, so that who binds it later is told; connections never reach it."""
+        family = socket.AF_INET
+        if ports.address is not None and ports.address.version == 6:
+            family = socket.AF_INET6
+        held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
+        self._undo.callback(held.close)
+        if ports.protocol == "tcp":  # what waits in TIME_WAIT is no obstacle; a listener is
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind(("" if ports.address is None else str(ports.address), port))
+        except OSError as e:
+            why = f"{ports.protocol} port {port} of the host: {e.strerror}"
+            raise Unavailable("publish", why, err=e.errno or 0) from e
+        number = int(held.getsockname()[1])
+        pool = self._bridge.port_pool(ports.protocol)
+        pool.take(number)
+        self._undo.callback(pool.give, number)
+        return number
+
+    # ------------------------------------------------------------ the connection
+
+    def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
+        """See ``nsbox.process.Lease``."""
+        inside = rtnl.Rtnl(sockets.pop(Netlink.ROUTE))
+        try:
+            if self._spec.egress is not None:
+                self._restrict(sockets.pop(Netlink.NETFILTER))
+            self._undo.callback(self._unplug, self._bridge.plug(self.port_name, ETH0, pid))
+            # As long as it is held its end waits for nobody, and comes together with others.
+            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._undo.callback(later.call, functools.partial(os.close, network))
+            self._configure(inside)
+        finally:
+            inside.close()
+
+    def _configure(self, inside: rtnl.Rtnl) -> None:
+        index = inside.link(ETH0).ifindex
+        wanted = [rtnl.link_set(index, up=True)]
+        for address, subnet, gateway in self._bridge.routing(self.address, self.address6):
+            wanted.append(rtnl.address_add(index, links.interface(address, subnet)))
+            wanted.append(rtnl.route_add(None, gateway=gateway, index=index))
+        inside.do(*wanted)
+
+    def _restrict(self, fd: int) -> None:
+        """The table goes with its socket, which is held until the sandbox has ended."""
+        self._undo.callback(later.call, functools.partial(os.close, fd))
+        allow = [parse_allow(text, "egress") for text in self._spec.egress or ()]
+        try:
+            nft.transact(fd, egress_table("nsbox", allow))
+        except OSError as e:
+            raise NetworkError(e.errno or errno.EIO, "egress rules", str(e)) from e
+
+    def _unplug(self, index: int) -> None:
+        self._bridge.unplug(index)
+
+    @property
+    def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
+        """(address of the host or None, its port, the sandbox's port, protocol), of each one."""
+        return tuple((one.host, one.host_port + i, one.port + i, one.protocol)
+                     for one in self.published for i in range(one.count))  # fmt: skip
+
+    def close(self) -> None:
+        """Give all of it back; idempotent."""
+        self._undo.close()

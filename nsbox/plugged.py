@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a container or pod says of its network: addresses, ports, its end of the cable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nsbox import probe
+from nsbox.errors import StateError
+from nsbox.lease import ETH0, Lease
+from nsbox.links import Interface
+from nsbox.namespace import Namespace
+from nsbox.netlink import rtnl
+
+if TYPE_CHECKING:
+    from nsbox.netspec import Address
+    from nsbox.process import Process
+
+
+def shared(process: Process) -> tuple[tuple[str, ...], int, str]:
+    """How another sandbox enters the network of *process*, see ``Namespace.joins``: an ordinary
+    user has to be in the user namespace that owns it."""
+    if probe.host().privileged:
+        return ("net",), process.pidfd, ""
+    return ("user", "net"), process.pidfd, process.id_map
+
+
+class Plugged:
+    """The half of ``Container`` and ``Pod`` that is about the network of ``net=``."""
+
+    name: str
+
+    def _network_process(self) -> Process | None:
+        """The process that the network was made for."""
+        raise NotImplementedError
+
+    def _lease(self) -> Lease | None:
+        process = self._network_process()
+        lease = None if process is None else process.lease
+        return lease if isinstance(lease, Lease) else None
+
+    @property
+    def ip(self) -> Address | None:
+        """Its IPv4 address in the network that it is, or was, plugged in; None without one."""
+        lease = self._lease()
+        return None if lease is None else lease.address
+
+    @property
+    def ip6(self) -> Address | None:
+        """Its IPv6 address, the same way."""
+        lease = self._lease()
+        return None if lease is None else lease.address6
+
+    @property
+    def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
+        """What is published: (address of the host or None for all, its port, the port inside,
+        ``"tcp"`` or ``"udp"``)."""
+        lease = self._lease()
+        return () if lease is None else lease.ports
+
+    @property
+    def eth0(self) -> Interface:
+        """Its end of the cable, while it runs.
+
+        Raises:
+            StateError: it does not run.
+        """
+        process = self._network_process()
+        if process is None:
+            raise StateError(f"{self.name!r} does not run", status="stopped")
+        namespace = Namespace.of(process.pid, "net")
+        try:
+            return Interface(rtnl(namespace), ETH0)
+        finally:
+            namespace.close()
