@@ -25,6 +25,12 @@ NOLIBC = (
 #: program name -> flags beyond the common ones
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "floor": ("-std=gnu11",),
+    "cable": (
+        "-std=gnu11",
+        "-D_GNU_SOURCE",
+        f"-I{HERE.parent}/csrc",
+        f"{HERE.parent}/csrc/netlink.c",
+    ),
     "tinytrue": NOLIBC,
     "tinypause": NOLIBC,
 }

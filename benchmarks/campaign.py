@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+import cable
 import callers
 import imports
 import waits
-from build import build
 from cases import Case
 from drivers import SampleFailed
 from measure import Result, interleave
+
+from build import build
 
 if TYPE_CHECKING:
     import argparse
@@ -72,6 +74,7 @@ def more(
         "@fat": partial(callers.fat, fs, rounds, gap_s=gap_s, rng=rng),
         "@beside": partial(callers.crowd, fs, rounds, options.live, gap_s=gap_s, rng=rng),
         "@1000-mounts": partial(callers.mounted, fs, rounds, gap_s=gap_s, rng=rng),
+        "plug-": partial(cable.measure, max(10, rounds // 2), gap_s=gap_s, rng=rng),
         "import-": lambda: (imports.measure(fs, max(5, rounds // 4), rng=rng), {}),
     }
     for name, part in timed.items():

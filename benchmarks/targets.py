@@ -104,6 +104,10 @@ MORE = (
     at_least("T11", "nsbox-no-net@8-threads", "floor-naive@8-threads", 4.0),
     at_least("T11", "nsbox-6ns@8-threads", "floor-naive@8-threads", 1.3),
     at_least("T11", "nsbox-6ns@8-threads", "nsbox-6ns@1-threads", 1.3),
+    at_most("T12", "plug-nsbox", "plug-rtnetlink", 1.3, hard=False),
+    at_least("T12", "plug-ip", "plug-nsbox", 5.0),
+    at_least("T12", "plug-pyroute2", "plug-nsbox", 5.0),
+    Target("T12", "close-network", "", 1.0, hard=False, unit="ms"),
     Target("T13", "import-nsbox", "", 15.0, unit="ms"),
     Target("T15", "slowest-call", "", 1.5, hard=False, unit="ms"),
 )

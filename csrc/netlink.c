@@ -65,7 +65,7 @@ struct row {
 static size_t peer_header(const struct nsb_rt *rt, void *out)
 {
 	/* Not up: this end is made before it has another, and could not be. */
-	*(struct ifinfomsg *)out = (struct ifinfomsg){ .ifi_family = AF_UNSPEC };
+	*(struct ifinfomsg *)out = (struct ifinfomsg){ .ifi_index = rt->peer_index };
 	return rt->peer[0] ? sizeof(struct ifinfomsg) : 0;
 }
 

@@ -46,13 +46,14 @@ struct nsb_rt {
 	uint32_t master; /* ~0: none */
 	uint32_t mtu;
 	uint32_t group; /* a deletion of a group takes all of it, at the cost of one */
-	uint32_t id;   /* of a vxlan; mode of a macvlan */
-	uint16_t port; /* of a vxlan, big endian */
+	uint32_t id;	/* of a vxlan; mode of a macvlan */
+	uint16_t port;	/* of a vxlan, big endian */
 	uint8_t mac[6];
 	char name[16];
 	char type[16]; /* "veth", "bridge"; of a qdisc "tbf", "htb", "netem" */
 	char alias[64];
-	char peer[16]; /* veth: the other end */
+	char peer[16];	    /* veth: the other end */
+	int32_t peer_index; /* heeded when index is given, too */
 	uint32_t peer_netns;
 	uint32_t peer_netns_pid;
 	uint8_t peer_mac[6];

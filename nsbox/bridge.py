@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
 
+_INDICES = 1 << 29  # the upper half of what a link's index can be: the kernel counts from 1
 _HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
 
 
@@ -172,11 +173,12 @@ class Bridge(links.Owned):
 
     def _make(self) -> None:
         _, self._route = self._open(None, "netns")
+        self._mark = self._alias()
         mac = f"02:{secrets.token_hex(5)}"  # its own, or it would be the lowest of its ports'
         mac = ":".join(mac.replace(":", "")[i : i + 2] for i in range(0, 12, 2))
         self._route.do(
             rtnl.link_add("bridge", self.name, mtu=self.mtu, mac=mac),
-            rtnl.link_set(self.name, alias=self._alias()),
+            rtnl.link_set(self.name, alias=self._mark),
         )
         self._undo.callback(self._delete_link)
         self._index = self._route.link(self.name).ifindex
@@ -275,18 +277,20 @@ class Bridge(links.Owned):
                 yield own, subnet, gateway
 
     def plug(self, port: str, peer: str, pid: int) -> int:
-        """A veth pair: a port of the bridge, whose index is returned, and *peer* in the network
-        of process *pid*."""
+        """A veth pair: a port of the bridge, and *peer* in the network of process *pid*, where
+        its index is what is returned."""
         self._check_there()
+        index = secrets.randbelow(_INDICES) + _INDICES  # ours to choose: so nobody has to ask
         self._route.do(
-            rtnl.veth_add(port, peer, peer_pid=pid, up=True, master=self._index, mtu=self.mtu),
-            rtnl.link_set(port, alias=self._alias()),
-        )
-        return self._route.link(port).ifindex
+            rtnl.veth_add(port, peer, peer_pid=pid, index=index, peer_index=index, up=True,
+                          master=self._index, mtu=self.mtu),
+            rtnl.link_set(port, alias=self._mark),
+        )  # fmt: skip
+        return index
 
-    def unplug(self, index: int) -> None:
+    def unplug(self, port: str) -> None:
         if not self._closed:
-            later.delete(self._route, index)
+            later.delete(self._route, port)
 
     def port_pool(self, protocol: str) -> PortPool:
         """Which ports of the host are published, by any network of this user's."""

@@ -37,20 +37,20 @@ class Later:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._waiting: list[tuple[Rtnl, int] | Callable[[], None]] = []
+        self._waiting: list[tuple[Rtnl, str | int] | Callable[[], None]] = []
         self._busy = False
         self._hurry = 0
         self._thread: threading.Thread | None = None
 
-    def delete(self, route: Rtnl, ifindex: int) -> None:
-        """Delete a link. *route* has to be open until then: close it by ``call``."""
-        self._put((route, ifindex))
+    def delete(self, route: Rtnl, link: str | int) -> None:
+        """Delete a link, by name or index. *route* has to be open until then: close it by ``call``."""
+        self._put((route, link))
 
     def call(self, what: Callable[[], None]) -> None:
         """Call *what*, after the deletions that were asked for before."""
         self._put(what)
 
-    def _put(self, item: tuple[Rtnl, int] | Callable[[], None]) -> None:
+    def _put(self, item: tuple[Rtnl, str | int] | Callable[[], None]) -> None:
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nsbox-later", daemon=True)
@@ -93,12 +93,12 @@ class Later:
                     traceback.print_exc()
 
 
-def _delete(links: list[tuple[Rtnl, int]]) -> None:
-    by_route: dict[Rtnl, list[int]] = {}
-    for route, ifindex in links:
-        by_route.setdefault(route, []).append(ifindex)
-    for route, indices in by_route.items():
-        requests = [rtnl.link_set(index, group=_GROUP) for index in indices]
+def _delete(links: list[tuple[Rtnl, str | int]]) -> None:
+    by_route: dict[Rtnl, list[str | int]] = {}
+    for route, link in links:
+        by_route.setdefault(route, []).append(link)
+    for route, doomed in by_route.items():
+        requests = [rtnl.link_set(link, group=_GROUP) for link in doomed]
         for request in (*requests, rtnl.group_delete(_GROUP)):
             try:
                 route.do(request)

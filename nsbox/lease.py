@@ -124,19 +124,15 @@ class Lease:
     def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
         """See ``nsbox.process.Lease``."""
         inside = rtnl.Rtnl(sockets.pop(Netlink.ROUTE))
-        try:
-            if self._spec.egress is not None:
-                self._restrict(sockets.pop(Netlink.NETFILTER))
-            self._undo.callback(self._unplug, self._bridge.plug(self.port_name, ETH0, pid))
-            # As long as it is held its end waits for nobody, and comes together with others.
-            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            self._undo.callback(later.call, functools.partial(os.close, network))
-            self._configure(inside)
-        finally:
-            inside.close()
+        # Its network lives as long as the socket does: its end waits for nobody, and comes
+        # together with others'.
+        self._undo.callback(later.call, inside.close)
+        if self._spec.egress is not None:
+            self._restrict(sockets.pop(Netlink.NETFILTER))
+        self._undo.callback(self._bridge.unplug, self.port_name)
+        self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid))
 
-    def _configure(self, inside: rtnl.Rtnl) -> None:
-        index = inside.link(ETH0).ifindex
+    def _configure(self, inside: rtnl.Rtnl, index: int) -> None:
         wanted = [rtnl.link_set(index, up=True)]
         for address, subnet, gateway in self._bridge.routing(self.address, self.address6):
             wanted.append(rtnl.address_add(index, links.interface(address, subnet)))
@@ -151,9 +147,6 @@ class Lease:
             nft.transact(fd, egress_table("nsbox", allow))
         except OSError as e:
             raise NetworkError(e.errno or errno.EIO, "egress rules", str(e)) from e
-
-    def _unplug(self, index: int) -> None:
-        self._bridge.unplug(index)
 
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:

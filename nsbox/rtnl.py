@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RT = _core.RT
-_SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
+_SOL_NETLINK, _EXT_ACK = 270, 11
 _UP, _NODAD, _PERMANENT = 0x1, 0x2, 0x80  # IFF_UP, IFA_F_NODAD, NUD_PERMANENT
 NO_LINK = 0xFFFFFFFF  # stands for "none" where 0 says nothing
 #: Handles of traffic control, see tc(8).
@@ -144,15 +144,18 @@ def veth_add(
     *,
     peer_netns: int | None = None,
     peer_pid: int = 0,
+    peer_index: int = 0,
     peer_mac: str = "",
     **more: Any,
 ) -> Request:
     """Both ends of a pair, each where it belongs, in one request; *more* as ``link_add``.
 
-    The peer is down: it can only be set up once it has another end.
+    The peer is down: it can only be set up once it has another end. *peer_index* is its number,
+    where *index* is given as well.
     """
     fields = link_add("veth", name, **more).fields
-    fields |= {"peer": peer.encode(), "peer_netns_pid": peer_pid}
+    fields |= {"peer": peer.encode(), "peer_netns_pid": peer_pid,
+               "peer_index": peer_index}  # fmt: skip
     if peer_netns is not None:
         fields["peer_netns"] = peer_netns + 1
     if peer_mac:
@@ -290,8 +293,7 @@ class Rtnl:
         """Takes over the descriptor."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE,
                                      fileno=fd)  # fmt: skip
-        for option in (_CAP_ACK, _EXT_ACK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _EXT_ACK, 1)
         self._lock = threading.Lock()
 
     @classmethod
