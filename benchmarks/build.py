@@ -10,6 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "_build"
+CSRC = HERE.parent / "csrc"
 
 WARNINGS = ("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror")
 NOLIBC = (
@@ -25,12 +26,7 @@ NOLIBC = (
 #: program name -> flags beyond the common ones
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "floor": ("-std=gnu11",),
-    "cable": (
-        "-std=gnu11",
-        "-D_GNU_SOURCE",
-        f"-I{HERE.parent}/csrc",
-        f"{HERE.parent}/csrc/netlink.c",
-    ),
+    "cable": ("-std=gnu11", "-D_GNU_SOURCE", f"-I{CSRC}", f"{CSRC}/netlink.c"),
     "tinytrue": NOLIBC,
     "tinypause": NOLIBC,
 }

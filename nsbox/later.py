@@ -43,7 +43,7 @@ class Later:
         self._thread: threading.Thread | None = None
 
     def delete(self, route: Rtnl, link: str | int) -> None:
-        """Delete a link, by name or index. *route* has to be open until then: close it by ``call``."""
+        """Delete a link, by name or index. *route* is closed by ``call``, not before."""
         self._put((route, link))
 
     def call(self, what: Callable[[], None]) -> None:
