@@ -45,11 +45,13 @@ class Slots(Shared):
 
     def _begin(self, fd: int) -> None:
         self._bytes = LentBytes(fd)
-        os.ftruncate(fd, self.size * _WORD)
-        for number, word in enumerate(self._words(fd)):
-            if word >= _LENT and self._bytes.take(number):
-                self._write(fd, number, _now())
-                self._bytes.give(number)
+        if os.fstat(fd).st_size:
+            for number, word in enumerate(self._words(fd)):
+                if word >= _LENT and self._bytes.take(number):
+                    self._write(fd, number, _now())
+                    self._bytes.give(number)
+        else:
+            os.ftruncate(fd, self.size * _WORD)
 
     def take(self) -> int | None:
         """A free one; None when all are lent."""

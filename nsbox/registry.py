@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox import cgroupfs
 from nsbox.errors import NetworkError, Unavailable
+from nsbox.lent import LentBytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,19 +171,29 @@ def gc() -> list[str]:
                 raise
         finally:
             os.close(fd)
-    if any(name.startswith("pin-") for name in os.listdir(directory())):
+    left = os.listdir(directory())
+    if any(name.startswith("pin-") for name in left):
         from nsbox import pins
 
         removed += pins.gc()
+    if any(name.startswith("net-") for name in left):
+        from nsbox import shared
+
+        removed += shared.gc()
     _drop_stray_notes()
     return removed
+
+
+def _is_note(name: str) -> bool:
+    """Whether it is a file of an owner's, beside its lock; a launcher removes those, too."""
+    return name.startswith("nsbox-") and not name.endswith("-lock")
 
 
 def _drop_stray_notes() -> None:
     """Of a launcher that was killed between the removal of its lock file and of its notes."""
     for name in os.listdir(directory()):
         prefix = "-".join(name.split("-")[:4]) + "-"
-        if name.endswith("-note") and not os.path.exists(f"{directory()}/{prefix}lock"):
+        if _is_note(name) and not os.path.exists(f"{directory()}/{prefix}lock"):
             _drop_notes(prefix)
 
 
@@ -223,9 +234,9 @@ def _delete_links(prefix: str) -> list[str]:
 
 
 def _drop_notes(prefix: str) -> None:
-    """What an owner wrote about its sandboxes, see sandboxes.py, goes before its lock does."""
+    """What an owner wrote for others, see sandboxes.py and hostsfile.py, goes before its lock."""
     for name in os.listdir(directory()):
-        if name.startswith(prefix) and name.endswith("-note"):
+        if name.startswith(prefix) and _is_note(name):
             try:
                 os.unlink(f"{directory()}/{name}")
             except FileNotFoundError:
@@ -267,15 +278,14 @@ def owners() -> list[LiveOwner]:
 class IdSlots:
     """Slots of 65536 ids for user namespaces made by root; each is lent to one sandbox.
 
-    A slot is a byte of /run/nsbox/ids locked by this process (F_OFD_SETLK), so that no two
-    owners lend the same one, and the kernel takes it back from one that dies.
+    A slot is a byte of /run/nsbox/ids lent to this process: no two owners lend the same one, and
+    the kernel takes it back from one that dies.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._free: list[int] = []
-        self._mine: set[int] = set()
-        self._fd = -1
+        self._bytes: LentBytes | None = None
         self._next = os.getpid()
 
     def take(self) -> int:
@@ -283,35 +293,24 @@ class IdSlots:
         with self._lock:
             if self._free:
                 return self._free.pop()
-            if self._fd < 0:
+            if self._bytes is None:
                 path = f"{directory()}/ids"
-                self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._bytes = LentBytes(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             for _ in range(_SLOTS):
                 self._next = (self._next + 1) % _SLOTS
-                if self._lock_byte(self._next):
+                if self._bytes.take(self._next):
                     return self._next
         raise Unavailable("user namespace", f"all {_SLOTS} slots of ids are in use")
 
-    def _lock_byte(self, slot: int) -> bool:
-        if slot in self._mine:  # the kernel lets an open file lock its own byte again
-            return False
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
-        try:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, request)
-        except OSError as e:
-            if e.errno in (errno.EAGAIN, errno.EACCES):
-                return False
-            raise
-        self._mine.add(slot)
-        return True
-
     def give(self, slot: int) -> None:
-        """Nothing runs with its ids any more."""
+        """Nothing runs with its ids any more. This process keeps it, for its next sandbox."""
         with self._lock:
             self._free.append(slot)
 
     def forget(self) -> None:
-        """In a forked child: the parent's slots are not ours."""
+        """In a forked child: the parent's slots are not ours, nor to be kept when it dies."""
+        if self._bytes is not None:
+            self._bytes.close()
         self.__init__()  # type: ignore[misc]
 
     @staticmethod

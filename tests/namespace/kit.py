@@ -29,14 +29,14 @@ def ip(*args):
 """
 
 
-def apart(test: Callable[[], None]) -> str:
-    """Run the body of *test* after PRELUDE in another interpreter; returns what it printed."""
+def apart(test: Callable[[], None], prelude: str = PRELUDE) -> str:
+    """Run the body of *test* after *prelude* in another interpreter; returns what it printed."""
     # As a function, and called: taken out of it, a body with a string at the margin would be read
     # as more of the function before it, and never run.
     lines = inspect.getsource(test).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("def "))
     lines[start] = "def body():"
-    code = "\n".join([PRELUDE, *lines[start:], "body()"])
+    code = "\n".join([prelude, *lines[start:], "body()"])
     done = subprocess.run(
         [sys.executable, "-c", code],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=scaled(60),

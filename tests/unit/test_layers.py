@@ -38,11 +38,12 @@ FLOORS: dict[int, str] = {
     3: "steps plan profile build limits idmap devices overlay mounts creds compile "
     "nftmsg nftrule netrules etc",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
-    "processes thaw debug kept mountapi rtnl later nft changes copying archive oci images",
+    "processes thaw debug kept mountapi rtnl later nft changes copying archive oci images "
+    "lent shared routes subnets addresses forwarding hostsfile",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
     "namespace enter ports terminal sandboxes elsewhere "
-    "netlink links lent shared routes subnets addresses forwarding hostsfile lease bridge plugged",
+    "netlink links lease bridge plugged",
     6: "control contents container",
     7: "podspec pod",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",

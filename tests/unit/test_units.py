@@ -251,3 +251,114 @@ def test_a_count_is_in_its_range(value: int, least: int, span: int) -> None:
         return
     with pytest.raises(SpecError, match=rf"^f: {value} is not in {least}\.\.{least + span}$"):
         units.count(value, "f", least=least, most=least + span)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        pytest.param(0.01, 0.01, id="seconds"),
+        pytest.param(2, 2.0, id="an int"),
+        pytest.param("10ms", 0.01, id="ms"),
+        pytest.param("250us", 0.00025, id="us"),
+        pytest.param("100ns", 1e-7, id="ns"),
+        pytest.param("1.5s", 1.5, id="a fraction"),
+        pytest.param(" 2 secs ", 2.0, id="words of tc"),
+        pytest.param("3msec", 0.003, id="a word of tc"),
+        pytest.param("1usecs", 1e-6, id="another"),
+    ],
+)
+def test_a_time_is_so_many_seconds(value: Any, seconds: float) -> None:
+    assert units.time_s(value, "delay") == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "10", "ms", "-1ms", "1m", "1h", "10MS", "1e3ms", "1ms 2ms", "٣ms", "9" * 500 + "s", None,
+     True, math.nan, b"1ms", [1]],
+)  # fmt: skip
+def test_what_is_no_time_is_refused_by_field(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        units.time_s(value, "delay")
+    assert caught.value.field == "delay"
+
+
+def test_no_time_only_where_it_means_something() -> None:
+    assert units.time_s("0ms", "jitter", zero=True) == 0.0
+    with pytest.raises(SpecError, match="must be more than 0"):
+        units.time_s("0ms", "delay")
+
+
+@pytest.mark.parametrize(
+    ("value", "rate"),
+    [
+        pytest.param(8, 8, id="the least"),
+        pytest.param(1_000_000, 1_000_000, id="bits per second"),
+        pytest.param("1000", 1000, id="a number without a unit"),
+        pytest.param("1000bit", 1000, id="bit"),
+        pytest.param("8kbit", 8000, id="kbit"),
+        pytest.param("10Mbit", 10_000_000, id="Mbit"),
+        pytest.param("10mbit", 10_000_000, id="lower case, as tc writes it"),
+        pytest.param("1Gbit", 10**9, id="Gbit"),
+        pytest.param("1tbit", 10**12, id="tbit"),
+        pytest.param("1.5Mbit", 1_500_000, id="a fraction"),
+        pytest.param("1Kibit", 1024, id="Kibit"),
+        pytest.param("2mibit", 2 << 20, id="mibit"),
+        pytest.param("10M", 10_000_000, id="M as Kubernetes' annotation has it"),
+        pytest.param("10Mi", 10 << 20, id="Mi"),
+        pytest.param("64K", 64_000, id="K"),
+        pytest.param("64k", 64_000, id="k, which is no other unit"),
+        pytest.param(" 10 Mbit ", 10_000_000, id="white space"),
+    ],
+)
+def test_a_rate_is_so_many_bits_per_second(value: Any, rate: int) -> None:
+    assert units.rate_bits(value, "rate") == rate
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "Mbit", "-1Mbit", "10m", "10g", "1Pbit", "1Mbits", "1Mb", "1MB", "10Mbit/s", "1e6", "٣bit",
+     7, 0, -1, "1bit", MOST + 1, "9" * 20 + "tbit", "9" * 400, True, 1.5, None, math.nan, b"1"],
+)  # fmt: skip
+def test_what_is_no_rate_is_refused_by_field(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        units.rate_bits(value, "rate")
+    assert caught.value.field == "rate"
+
+
+@pytest.mark.parametrize("value", ["10Mbps", "10mbps", "1000bps"])
+def test_a_rate_in_bps_gets_the_reason(value: str) -> None:
+    with pytest.raises(SpecError, match=r'to tc, bps are bytes.*use bits per second or "10Mbit"'):
+        units.rate_bits(value, "rate")
+
+
+@given(st.integers(8, 1 << 20), st.sampled_from("kmgtKMGT"), st.sampled_from(["", "i"]))
+def test_every_prefix_of_bit_is_a_power(number: int, prefix: str, binary: str) -> None:
+    power = (1024 if binary else 1000) ** ("kmgt".index(prefix.lower()) + 1)
+    assert units.rate_bits(f"{number}{prefix}{binary}bit", "rate") == number * power
+
+
+@pytest.mark.parametrize(
+    ("value", "share"),
+    [("1%", 0.01), ("0%", 0.0), ("100%", 1.0), (" 0.5 % ", 0.005), (0.01, 0.01), (1.0, 1.0),
+     (0, 0.0)],
+)  # fmt: skip
+def test_a_share_is_a_part_of_the_whole(value: Any, share: float) -> None:
+    assert units.share(value, "loss") == share
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1, 2, -1, "1", "101%", "-1%", "%", "", 1.1, -0.1, math.nan, math.inf, True, None, b"1%",
+     "1%%", "9" * 400 + "%", 10**400],
+)  # fmt: skip
+def test_what_is_no_share_is_refused_by_field(value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        units.share(value, "loss")
+    assert caught.value.field == "loss"
+
+
+@given(st.text(max_size=12) | st.floats() | st.integers())
+def test_any_value_is_a_time_a_rate_a_share_or_a_spec_error(value: Any) -> None:
+    for parse in (units.time_s, units.rate_bits, units.share):
+        found = _outcome(parse, value)
+        assert found == "f" or found >= 0
