@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import hostsfile, interrupts, later, launcher, links, netrules, netspec, nft, rtnl
-from nsbox.addresses import Pool, PortPool, counterpart
+from nsbox.addresses import Pool, counterpart
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.forwarding import Forwarding
 from nsbox.lease import Lease
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-    from nsbox.netspec import Address, Subnet
+    from nsbox.netspec import Address, Dns, Subnet
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
 
@@ -104,8 +105,8 @@ class Bridge(links.Owned):
         self._undo = ExitStack()
         self._started = False
         self._leases: set[Lease] = set()
-        self._files: tuple[tuple[str, str], ...] = ()
-        self._ports: dict[str, PortPool] = {}
+        self._resolvers: dict[Dns | None, str] = {}
+        self._lock = threading.Lock()
 
     # ------------------------------------------------------------ what it is
 
@@ -211,13 +212,18 @@ class Bridge(links.Owned):
     def _make_files(self) -> None:
         self.hosts = hostsfile.HostsFile.create()
         self._undo.callback(self.hosts.close)
-        conf = hostsfile.resolv_conf("Default", self._dns)
-        path = f"{directory()}/{launcher.current().entry.name()}-resolv"
-        with open(path, "x") as file:
-            self._undo.callback(os.unlink, path)
-            os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
-            file.write(conf.text)
-        self._files = ((self.hosts.path, _HOSTS), (path, _RESOLV))
+
+    def _resolv_conf(self, dns: Dns | None) -> str:
+        """The path of a file for whoever has these name servers beside the host's."""
+        with self._lock:
+            if dns not in self._resolvers:
+                path = f"{directory()}/{launcher.current().entry.name()}-resolv"
+                with open(path, "x") as file:
+                    self._undo.callback(os.unlink, path)
+                    os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
+                    file.write(hostsfile.resolv_conf("Default", dns).text)
+                self._resolvers[dns] = path
+            return self._resolvers[dns]
 
     def _delete_link(self) -> None:
         links.Interface(self._route, self.name).delete()
@@ -248,7 +254,9 @@ class Bridge(links.Owned):
     def furnish(self, spec: Spec) -> Spec:
         """With the network's files, which have to be there in a root that is not ours."""
         self._check_there()
-        files = self._files if spec.root.kind != "inherit" else ()
+        if self.hosts is None or spec.root.kind == "inherit":
+            return replace(spec, net_mounts=())
+        files = ((self.hosts.path, _HOSTS), (self._resolv_conf(spec.dns or self._dns), _RESOLV))
         if spec.root.kind == "dir" and spec.root.ro:
             files = tuple(one for one in files if _is_file(spec.root.path + one[1]))
         return replace(spec, net_mounts=files)
@@ -291,13 +299,6 @@ class Bridge(links.Owned):
     def unplug(self, port: str) -> None:
         if not self._closed:
             later.delete(self._route, port)
-
-    def port_pool(self, protocol: str) -> PortPool:
-        """Which ports of the host are published, by any network of this user's."""
-        if protocol not in self._ports:
-            self._ports[protocol] = PortPool(protocol, range(1, 65536))
-            self._undo.callback(self._ports[protocol].close)
-        return self._ports[protocol]
 
     def transact(self, messages: list[Message], what: str) -> None:
         """Change the rules of its table."""

@@ -106,18 +106,16 @@ class Lease:
             family = socket.AF_INET6
         held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
         self._undo.callback(held.close)
-        if ports.protocol == "tcp":  # what waits in TIME_WAIT is no obstacle; a listener is
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # What waits in TIME_WAIT is no obstacle, only a listener, and who is here already: that
+        # has the option no more.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(ports.protocol == "tcp"))
         try:
             held.bind(("" if ports.address is None else str(ports.address), port))
         except OSError as e:
             why = f"{ports.protocol} port {port} of the host: {e.strerror}"
             raise Unavailable("publish", why, err=e.errno or 0) from e
-        number = int(held.getsockname()[1])
-        pool = self._bridge.port_pool(ports.protocol)
-        pool.take(number)
-        self._undo.callback(pool.give, number)
-        return number
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return int(held.getsockname()[1])
 
     # ------------------------------------------------------------ the connection
 

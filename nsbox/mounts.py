@@ -185,8 +185,10 @@ def _add_etc(build: Build) -> None:
     if build.spec.net != "none":
         switch = switch.replace("hosts: files", "hosts: files dns")
     taken = {mount.dst for mount in build.spec.mounts} | {dst for _, dst in build.spec.net_mounts}
-    for name, content in (("passwd", user), ("group", group), ("hosts", hosts),
-                          ("nsswitch.conf", switch)):  # fmt: skip
+    files = {"passwd": user, "group": group, "hosts": hosts, "nsswitch.conf": switch}
+    if build.spec.hostname:
+        files["hostname"] = f"{build.spec.hostname}\n"
+    for name, content in files.items():
         dst = f"/etc/{name}"
         if dst not in taken:
             build.add(File(dst, content.encode(), 0o644, None, "root"))

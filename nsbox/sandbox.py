@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nsbox.plan import Plan
     from nsbox.streams import Stdio
 
+#: By which the host finds names, and who has its network as well.
+_NAMES = ("/etc/hosts", "/etc/resolv.conf")
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
 
@@ -169,6 +171,9 @@ def launch(
     host = probe.host()
     parent = launcher.current()
     network = None
+    if spec.net == "host" and spec.root.kind == "host":
+        spec = replace(spec, net_mounts=tuple((path, path) for path in _NAMES
+                                              if os.path.isfile(path)))  # fmt: skip
     if isinstance(spec.net, NetLabel):
         network = _network(spec.net)
         if not spec.net.joined:

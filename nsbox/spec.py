@@ -16,7 +16,7 @@ from nsbox.errors import SpecError
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 
 if TYPE_CHECKING:
-    from nsbox.netspec import Publish
+    from nsbox.netspec import Dns, Publish
 
 Path = str | os.PathLike[str]
 
@@ -460,6 +460,7 @@ class Spec:
     egress: tuple[str, ...] | None = None
     publish: tuple[Publish, ...] = ()
     address: str | None = None
+    dns: Dns | None = None
     net_mounts: tuple[tuple[str, str], ...] = ()
     limits: Limits = Limits()
     namespaces: tuple[str, ...] | None = None
@@ -725,6 +726,17 @@ def _address(address: Any) -> str | None:
     return str(parse_address(address, "address"))
 
 
+def _dns(dns: Any, net: Any) -> Dns | None:
+    if dns is None:
+        return None
+    from nsbox.netspec import parse_dns
+
+    label = getattr(net, "label", net)
+    if not isinstance(label, NetLabel) or label.joined:
+        raise SpecError("dns", "is of a sandbox with a network: net= a Bridge or a Network")
+    return parse_dns(dns, "dns")
+
+
 def _egress(egress: Any, net: Any) -> tuple[str, ...] | None:
     if egress is None:
         return None
@@ -752,6 +764,7 @@ def make_spec(
     egress: Any = None,
     publish: Any = (),
     address: Any = None,
+    dns: Any = None,
     limits: Limits | None = None,
     namespaces: Sequence[str] | None = None,
     init: bool = True,
@@ -798,6 +811,7 @@ def make_spec(
         egress=_egress(egress, net),
         publish=_publish(publish, net),
         address=_address(address),
+        dns=_dns(dns, net),
         limits=limits or Limits(),
         namespaces=_namespaces(namespaces),
         init=bool(init),
