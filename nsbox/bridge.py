@@ -256,7 +256,10 @@ class Bridge(links.Owned):
         self._check_there()
         if self.hosts is None or spec.root.kind == "inherit":
             return replace(spec, net_mounts=())
-        files = ((self.hosts.path, _HOSTS), (self._resolv_conf(spec.dns or self._dns), _RESOLV))
+        files: tuple[tuple[str, str], ...] = (
+            (self.hosts.path, _HOSTS),
+            (self._resolv_conf(spec.dns or self._dns), _RESOLV),
+        )
         if spec.root.kind == "dir" and spec.root.ro:
             files = tuple(one for one in files if _is_file(spec.root.path + one[1]))
         return replace(spec, net_mounts=files)
