@@ -34,7 +34,7 @@ from nsbox.spec import NetLabel
 from nsbox.subnets import claim_subnet, free_subnet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from nsbox.netspec import Address, Dns, Subnet
@@ -248,6 +248,11 @@ class Bridge(links.Owned):
         self._leases.add(made)
         return made
 
+    def while_open(self, undo: Callable[..., Any], *args: Any) -> None:
+        """What a lease has to undo, unless it went with the bridge."""
+        if not self._closed:
+            undo(*args)
+
     def forget(self, lease: Lease) -> None:
         self._leases.discard(lease)
 
@@ -275,7 +280,7 @@ class Bridge(links.Owned):
         return address, counterpart(address, self.subnet, self.subnet6)
 
     def give_address(self, address: Address | None) -> None:
-        if address is not None and not self._closed:
+        if address is not None:
             self._pool.give(address)
 
     def routing(
@@ -300,13 +305,11 @@ class Bridge(links.Owned):
         return index
 
     def unplug(self, port: str) -> None:
-        if not self._closed:
-            later.delete(self._route, port)
+        """Delete the pair, soon."""
+        later.delete(self._route, port)
 
     def transact(self, messages: list[Message], what: str) -> None:
         """Change the rules of its table."""
-        if self._closed and self._rules.fileno() < 0:
-            return
         try:
             nft.transact(self._rules, messages)
         except OSError as e:

@@ -46,7 +46,7 @@ class Lease:
         self.port_name = links.new_name()
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
-            self._undo.callback(bridge.give_address, self.address)
+            self._undo.callback(bridge.while_open, bridge.give_address, self.address)
             self._undo.callback(bridge.forget, self)
             self._publish()
             self._name()
@@ -64,7 +64,7 @@ class Lease:
             if address is None:
                 continue
             hosts.add(address, self.name)
-            self._undo.callback(hosts.remove, address, self.name)
+            self._undo.callback(self._bridge.while_open, hosts.remove, address, self.name)
 
     def _publish(self) -> None:
         if self._spec.publish and self.address is None:
@@ -79,7 +79,7 @@ class Lease:
         self._bridge.transact(messages, "publish")
         gone = [message for entry in entries
                 for message in published(self._bridge.table, entry, delete=True)]  # fmt: skip
-        self._undo.callback(self._bridge.transact, gone, "publish")
+        self._undo.callback(self._bridge.while_open, self._bridge.transact, gone, "publish")
 
     def _choose(self, ports: Publish, offset: int) -> Published:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
@@ -127,7 +127,7 @@ class Lease:
         self._undo.callback(later.call, inside.close)
         if self._spec.egress is not None:
             self._restrict(sockets.pop(Netlink.NETFILTER))
-        self._undo.callback(self._bridge.unplug, self.port_name)
+        self._undo.callback(self._bridge.while_open, self._bridge.unplug, self.port_name)
         self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid))
 
     def _configure(self, inside: rtnl.Rtnl, index: int) -> None:
