@@ -92,19 +92,25 @@ def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     they mean may change (a relative root), or where they cannot be compared (a mapping)."""
     if isinstance(keywords.get("root"), (str, os.PathLike)):
         return None
+    values = (args, *keywords.values())
     try:
-        key = (_typed(args), *((name, _typed(value)) for name, value in keywords.items()))
+        key = (*keywords, *map(type, values), *map(_plain, values))
         hash(key)
     except TypeError:
         return None
     return key
 
 
-def _typed(value: Any) -> object:
-    """Equal for what is equal and of the same type: True is 1, but not a user."""
-    if isinstance(value, (list, tuple)):
-        return type(value), tuple(_typed(one) for one in value)
-    return type(value), value
+_STRINGS = frozenset((str,))
+
+
+def _plain(value: Any) -> object:
+    """Equal for what is equal and has parts of the same types: True is 1, but not a user."""
+    if type(value) is not list and type(value) is not tuple:
+        return value
+    if _STRINGS.issuperset(map(type, value)):
+        return tuple(value)
+    return tuple((type(one), _plain(one)) for one in value)
 
 
 def _with_interpreter(spec: Spec) -> Spec:
