@@ -363,6 +363,7 @@ class Container(Contents, Control):
         Args:
             args: the program and its arguments, a list.
             user, cwd: instead of the container's; *env* comes on top of the container's.
+            pty: a terminal of its own, in the container's ``/dev/pts``, as for ``run``.
             stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
                 After *timeout* its process group is killed; what left that goes on.
 
@@ -373,7 +374,8 @@ class Container(Contents, Control):
         return enter.execute(*self._entered("exec"), args, **keywords)
 
     def popen(self, args: Any, **keywords: Any) -> Popen:
-        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, the streams, *text*."""
+        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, *pty*, the streams,
+        *text*."""
         return enter.popen(*self._entered("popen"), args, keywords)
 
     def _entered(self, verb: str) -> tuple[Process, Spec, str]:

@@ -90,7 +90,7 @@ class Foreign(Process):
 
 
 def popen(sandbox: Sandbox, args: Any, **keywords: Any) -> Popen:
-    """As ``Container.popen``: with *user*, *env*, *cwd*, the streams, *text*.
+    """As ``Container.popen``: with *user*, *env*, *cwd*, *pty*, the streams, *text*.
 
     Raises:
         StateError: it has ended.

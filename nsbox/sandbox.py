@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -162,13 +161,9 @@ def launch(
             raise SpecError("pass_fds", f"descriptor {fd} is not open") from e
         descriptors[Slot("pass", fd)] = fd
     template = -1
-    mine = theirs = None
     try:
         for slot in plan.passed:
-            if slot.kind == "pty":
-                mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                descriptors[slot] = theirs.fileno()
-            elif slot.kind == "mntns":
+            if slot.kind == "mntns":
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
@@ -176,8 +171,6 @@ def launch(
                 descriptors[slot] = joined_time
         process = spawn(plan, descriptors, parent=parent, inject=inject)
         process.cpu_limit = spec.limits.cpu_time
-        if mine is not None:
-            process.take_terminal(mine)
         return process
     except FileNotFoundError as e:
         if isinstance(e, SetupError):
@@ -186,7 +179,4 @@ def launch(
     finally:
         if template >= 0:
             os.close(template)
-        for end in (mine, theirs):
-            if end is not None:
-                end.close()
         stdio.close_theirs()

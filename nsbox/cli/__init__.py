@@ -64,6 +64,8 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     run.set_defaults(call="run:run")
     enter = commands.add_parser("exec", help="run one more command in a sandbox that runs")
     enter.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    enter.add_argument("-t", "--tty", action="store_true",
+                       help="a terminal of its own; with -i, yours is lent to it")  # fmt: skip
     enter.add_argument("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]")
     enter.add_argument("-w", "--workdir", metavar="DIR")
     enter.add_argument("-u", "--user", metavar="UID[:GID]")
