@@ -243,8 +243,9 @@ class Container(Contents, Control):
                 ended = self._process.poll()
                 if ended is None:
                     return
-            except StateError:  # lost with its launcher
-                pass
+            except StateError as e:  # lost with its launcher
+                if e.status == "foreign":
+                    raise
             self._ended, self._status = ended, "stopped"
             self._release()
             self._tell_end()
@@ -399,6 +400,8 @@ class Container(Contents, Control):
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
+        if self._process is not None and not self._process.mine():
+            return  # a forked child leaves the block that its parent is in
         with interrupts.Held():
             if self._status == "running" and self._process is not None:
                 self._tell("killed")

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import pytest
 from pod.kit import wait_log
 from support import scaled
 
 import nsbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.userns
 
@@ -64,3 +68,40 @@ def test_it_runs_on_when_it_writes_more_than_is_kept() -> None:
     with nsbox.Container(["sh", "-c", script]) as container:
         wait_log(container, "done")
         assert container.status() == "running"
+
+
+def in_a_forked_child(say: Callable[[], str]) -> str:
+    """What *say* returns there; the child ends without a word to anybody."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, say().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_forked_child_that_left_the_block_took_the_note_and_the_output_along() -> None:
+    read, write = os.pipe()
+    script = "echo one; read line; echo two; sleep 1000"
+    with nsbox.Container(["sh", "-c", script], stdin=read, name="kept") as container:
+        wait_log(container, "one")
+
+        def say() -> str:
+            container.__exit__(None, None, None)
+            with pytest.raises(nsbox.StateError, match="forked child"):
+                container.status()
+            return "left"
+
+        assert in_a_forked_child(say) == "left"
+        assert os.path.exists(container._note), "by which others find it"
+        os.write(write, b"go\n")
+        wait_log(container, "two")
+        assert container.status() == "running"
+    os.close(read)
+    os.close(write)
