@@ -156,15 +156,17 @@ class Container(Contents, Control):
             kinds, pidfd, id_map = self._join
             stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
+                kept = self._log.open() if self._keeps_output() else None
                 self._process = launch(
                     self.spec, stdio, join=kinds, joined_pidfd=pidfd, join_map=id_map
                 )
             except BaseException:
                 stdio.close()
+                self._log.end()
                 raise
             self._status = "running"
             try:
-                self._note = sandboxes.note(self.name, self._process, self.spec, id_map)
+                self._note = sandboxes.note(self.name, self._process, self.spec, id_map, kept)
             except OSError:  # it was quicker; or `nsbox ps` shows it without a name
                 pass
             self._members = self._known_by_mounts()
@@ -190,6 +192,9 @@ class Container(Contents, Control):
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _keeps_output(self) -> bool:
+        return self.spec.pty is not None or any(one is None for one in self._stdio_wanted[1:])
 
     def _known_by_mounts(self) -> int:
         """The mount namespace by which its processes are found, when its end ends neither a

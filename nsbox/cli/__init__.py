@@ -96,7 +96,13 @@ def _add_listings(commands: argparse._SubParsersAction[Parser]) -> None:
         live.add_argument("sandbox", nargs="*", metavar="ID|NAME")
         live.set_defaults(call=f"live:{name}")
         _listing(live)
-    for parser in (ls, tree, ps):
+    logs = commands.add_parser("logs", help="what a container wrote")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until its end")
+    logs.add_argument("--tail", type=int, metavar="N", help="the last N lines only")
+    logs.add_argument("--stream", choices=("both", "stdout", "stderr"), default="both")
+    logs.add_argument("sandbox", metavar="ID|NAME")
+    logs.set_defaults(call="logs:logs")
+    for parser in (ls, tree, ps, logs):
         _listing(parser)
 
 

@@ -39,8 +39,8 @@ FLOORS: dict[int, str] = {
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi changes copying archive oci images",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
-    "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
-    "namespace enter ports terminal sandboxes elsewhere",
+    "templates idmapped watch cputime ring logs lifecycle result streams sandbox converse command "
+    "popen namespace enter ports terminal sandboxes elsewhere",
     6: "control contents container",
     7: "podspec pod",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
