@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
+#include <sys/vfs.h>
 
 int step_umask(struct nsb_ctx *cx, const struct nsb_op *op)
 {
@@ -36,13 +37,20 @@ int step_setsid(struct nsb_ctx *cx, const struct nsb_op *op)
 
 /* A terminal of the sandbox's own: the slave into slot b, the master to the owner through the
  * socket in slot a. Made with the payload's ids, so that it owns /dev/pts/0; the slave is opened
- * by the master (Linux 4.13), for names in /dev/pts can be anybody's. */
+ * by the master (Linux 4.13), for names in /dev/pts can be anybody's. In a sandbox that runs, so
+ * can /dev/pts itself: a file system of the payload's would answer the ioctls as it likes. */
 int step_pty(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	int master = nsb_in_root(cx, "/dev/pts/ptmx", O_RDWR | O_NOCTTY), locked = 0, slave;
+	struct statfs fs = { 0 };
 
 	if (master < 0)
 		return master;
+	cx->call = "fstatfs";
+	if (nsb_sys2(__NR_fstatfs, master, &fs) < 0 || fs.f_type != DEVPTS_SUPER_MAGIC) {
+		sys_close(master);
+		return -ENOTTY;
+	}
 	cx->call = "ioctl";
 	nsb_sys3(__NR_ioctl, master, TIOCSPTLCK, &locked); /* or the third one fails */
 	nsb_sys3(__NR_ioctl, master, TIOCSWINSZ, &op->n);

@@ -290,7 +290,8 @@ _SHELL = 'nsbox() { "$PYTHON" -m nsbox "$@"; }\n'
 
 
 class Session(SphinxDirective):
-    """Lines for a shell, each with what it prints here; *beside* runs meanwhile."""
+    """Lines for a shell, each with what it prints here; *beside*, of nsbox or "python …", runs
+    meanwhile."""
 
     has_content = True
     option_spec: ClassVar[dict[str, Any]] = {"beside": directives.unchanged}
@@ -298,7 +299,9 @@ class Session(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         if "beside" not in self.options:
             return [literal("\n".join(map(self._answer, self.content)))]
-        command = [sys.executable, "-m", "nsbox", *shlex.split(self.options["beside"])]
+        words = shlex.split(self.options["beside"])
+        words = words[1:] if words[0] == "python" else ["-m", "nsbox", *words]
+        command = [sys.executable, *words]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
             try:
                 deadline = time.monotonic() + 30

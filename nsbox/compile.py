@@ -447,7 +447,9 @@ def compile_spec(
     return _finish(build, env, build.spec.args)
 
 
-def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) -> Plan:
+def compile_exec(
+    base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str, *, terminals: bool = False
+) -> Plan:
     """The plan of one more process of a sandbox: in all that is the sandbox's, making nothing.
 
     Args:
@@ -455,6 +457,7 @@ def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) 
         spec: of the process; profile, capabilities and rlimits are the sandbox's.
         inside: the plan of the sandbox.
         id_map: of its user namespace, see ``Build.id_map``.
+        terminals: it has a devpts of its own.
     """
     build = Build(spec, host, inside.kinds, id_map=id_map)
     creds.decide_ids(build)
@@ -468,15 +471,17 @@ def compile_exec(base: Spec, spec: Spec, host: Host, inside: Plan, id_map: str) 
     _add_clone(build)
     _enter_cgroup(build)
     _add_late_joins(build)
-    if build.own("mnt") and spec.root.kind == "inherit":
-        # The caller's root may be below that of its namespace, which is where setns(2) leads.
-        build.add(
-            RootTree(build.pass_slot("root", "of the sandbox"), "root", as_is=True),
-            Simple(Opcode.CHROOT, "chroot", "", "root"),
-        )
+    inherits = build.own("mnt") and spec.root.kind == "inherit"
+    if inherits:
+        build.add(RootTree(build.pass_slot("root", "of the sandbox"), "root", as_is=True))
     if "user" in build.join:
         creds.become_setup_ids(build)
         _stay_hidden(build)
+    if spec.pty is not None:
+        devices.add_late(build, there=terminals)
+    if inherits:
+        # The caller's root may be below that of its namespace, which is where setns(2) leads.
+        build.add(Simple(Opcode.CHROOT, "chroot", "", "root"))
     _add_process(build)
     env = _environment(build)
     _add_exec(build, env)

@@ -158,6 +158,7 @@ class Container(Contents, Control, Plugged):
             kinds, pidfd, id_map = self._join
             stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
+                kept = self._log.open() if self._keeps_output() else None
                 self._process = launch(
                     self.spec,
                     stdio,
@@ -168,11 +169,12 @@ class Container(Contents, Control, Plugged):
                 )
             except BaseException:
                 stdio.close()
+                self._log.end()
                 raise
             self._status = "running"
             try:
                 joined = self._process.join_map
-                self._note = sandboxes.note(self.name, self._process, self.spec, joined)
+                self._note = sandboxes.note(self.name, self._process, self.spec, joined, kept)
             except OSError:  # it was quicker; or `nsbox ps` shows it without a name
                 pass
             self._members = self._known_by_mounts()
@@ -198,6 +200,9 @@ class Container(Contents, Control, Plugged):
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _keeps_output(self) -> bool:
+        return self.spec.pty is not None or any(one is None for one in self._stdio_wanted[1:])
 
     def _known_by_mounts(self) -> int:
         """The mount namespace by which its processes are found, when its end ends neither a
@@ -251,8 +256,9 @@ class Container(Contents, Control, Plugged):
                 ended = self._process.poll()
                 if ended is None:
                     return
-            except StateError:  # lost with its launcher
-                pass
+            except StateError as e:  # lost with its launcher
+                if e.status == "foreign":
+                    raise
             self._ended, self._status = ended, "stopped"
             self._release()
             self._tell_end()
@@ -371,6 +377,7 @@ class Container(Contents, Control, Plugged):
         Args:
             args: the program and its arguments, a list.
             user, cwd: instead of the container's; *env* comes on top of the container's.
+            pty: a terminal of its own, in the container's ``/dev/pts``, as for ``run``.
             stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
                 After *timeout* its process group is killed; what left that goes on.
 
@@ -381,7 +388,8 @@ class Container(Contents, Control, Plugged):
         return enter.execute(*self._entered("exec"), args, **keywords)
 
     def popen(self, args: Any, **keywords: Any) -> Popen:
-        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, the streams, *text*."""
+        """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, *pty*, the streams,
+        *text*."""
         return enter.popen(*self._entered("popen"), args, keywords)
 
     def _entered(self, verb: str) -> tuple[Process, Spec, str]:
@@ -405,6 +413,8 @@ class Container(Contents, Control, Plugged):
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
+        if self._process is not None and not self._process.mine():
+            return  # a forked child leaves the block that its parent is in
         with interrupts.Held():
             if self._status == "running" and self._process is not None:
                 self._tell("killed")

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
 from nsbox.names import MountAttr, Opcode
-from nsbox.steps import Attach, Fd, MakeDirs, NewMount, Number, OpenPty, Pair, Slot
+from nsbox.steps import Attach, Fd, MakeDirs, NewMount, Number, OpenPty, Pair, Simple, Slot
 
 if TYPE_CHECKING:
     from nsbox.build import Build
 
+PTS = "/dev/pts"
 #: Pseudoterminals of one sandbox: those of all of them have a limit, kernel.pty.max.
 _MOST_PTYS = 64
 _SAFE = int(MountAttr.NOSUID | MountAttr.NOEXEC)
@@ -45,11 +46,29 @@ def add(build: Build, nodes: list[tuple[Slot, str]]) -> None:
         build.add(Attach(slot, path, "devices"))
         build.applied["devices"] = ", ".join(one for _, one in nodes)
     if build.spec.pty is not None:
-        options = (("newinstance", "!"), ("ptmxmode", "666"), ("mode", "600"),
-                   ("max", str(_MOST_PTYS)))  # fmt: skip
-        build.add(NewMount("devpts", "/dev/pts", options, _SAFE, "pty"))
-        if build.spec.root.kind != "inherit":
-            build.add(Pair(Opcode.SYMLINK, "symlink", "pts/ptmx", "/dev/ptmx", "pty"))
+        _add_terminals(build, make=True)
+
+
+def _add_terminals(build: Build, *, make: bool) -> None:
+    options = (("newinstance", "!"), ("ptmxmode", "666"), ("mode", "600"),
+               ("max", str(_MOST_PTYS)))  # fmt: skip
+    build.add(NewMount("devpts", PTS, options, _SAFE, "pty", make))
+
+
+def add_place(build: Build) -> None:
+    """Where a devpts is mounted, now or by ``exec`` when nothing can be made there any more."""
+    build.add(MakeDirs(PTS, 0o755, "root"))
+    build.add(Pair(Opcode.SYMLINK, "symlink", "pts/ptmx", "/dev/ptmx", "root"))
+
+
+def add_late(build: Build, *, there: bool) -> None:
+    """For a pty in a sandbox that runs. *there*: it has terminals of its own already."""
+    if not build.own("mnt"):
+        raise SpecError("pty", 'needs "mnt" among the namespaces')
+    if build.spec.root.kind != "inherit":
+        build.add(Simple(Opcode.ROOT_HERE, "root", "of the sandbox", "pty"))
+    if not there:
+        _add_terminals(build, make=False)
 
 
 def add_pty(build: Build) -> None:

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One more process in a sandbox of another process's: ``Container.exec`` without the Container.
+"""A sandbox of another process's: ``Container.exec`` and its log, without the Container.
 
 What the owner wrote in its note stands for the ``Process`` and the ``Spec``; the sandbox itself
-is held by a pidfd that was checked. See enter.py for how it is entered.
+is held by a pidfd that was checked. See enter.py for how it is entered, ring.py for the log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import select
+import stat
+import time
 from typing import TYPE_CHECKING, Any
 
-from nsbox import enter, spec
+from nsbox import enter, logs, ring, spec
 from nsbox.cgroup_child import open_places
 from nsbox.errors import StateError, Unavailable
 from nsbox.names import PlanFlag
@@ -23,8 +26,14 @@ from nsbox.spec import Spec
 from nsbox.steps import Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from nsbox.popen import Popen
+    from nsbox.ring import View
     from nsbox.sandboxes import Sandbox
+
+#: How long after a sandbox's end its owner may take to say that its log has ended.
+_LAST_WORD_S = 5.0
 
 
 class _SpecReader(pickle.Unpickler):
@@ -90,7 +99,7 @@ class Foreign(Process):
 
 
 def popen(sandbox: Sandbox, args: Any, **keywords: Any) -> Popen:
-    """As ``Container.popen``: with *user*, *env*, *cwd*, the streams, *text*.
+    """As ``Container.popen``: with *user*, *env*, *cwd*, *pty*, the streams, *text*.
 
     Raises:
         StateError: it has ended.
@@ -106,3 +115,79 @@ def popen(sandbox: Sandbox, args: Any, **keywords: Any) -> Popen:
         return enter.popen(target, base, str(sandbox.noted["id_map"]), args, keywords)
     finally:
         os.close(pidfd)
+
+
+# -- its log ----------------------------------------------------------------------------------
+
+
+def _open_log(sandbox: Sandbox) -> int:
+    """A descriptor of its ring. Nothing but that is opened: a number of the owner's may stand
+    for a device or a FIFO by now."""
+    place = sandbox.noted.get("log")
+    if not place:
+        raise Unavailable("logs", f"the output of sandbox {sandbox.pid} is not kept: it goes to "
+                          f"process {sandbox.owner}, or to whom that says")  # fmt: skip
+    number, inode = map(int, place)
+    path = f"/proc/{sandbox.owner}/fd/{number}"
+    try:
+        found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            status = os.fstat(found)
+            if not stat.S_ISREG(status.st_mode) or status.st_ino != inode:
+                raise FileNotFoundError
+            return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
+    except FileNotFoundError:
+        raise StateError(f"sandbox {sandbox.pid} has ended", status="stopped") from None
+    except PermissionError as e:
+        raise Unavailable(
+            "logs", f"process {sandbox.owner}, which has it, may not be looked into: it is not "
+            "dumpable, or has capabilities that you lack", hint="ask as root", err=e.errno or 0,
+        ) from e  # fmt: skip
+
+
+def read_log(sandbox: Sandbox) -> View:
+    """What its owner's ``Container.logs()`` would be made of.
+
+    Raises:
+        StateError: it has ended.
+        Unavailable: its output is not kept, or its owner may not be looked into.
+    """
+    fd = _open_log(sandbox)
+    try:
+        return ring.look(fd)
+    finally:
+        os.close(fd)
+
+
+def follow_log(sandbox: Sandbox) -> Iterator[View]:
+    """``read_log()``, and then whatever comes, until it has ended."""
+    with contextlib.ExitStack() as opened:
+        log = _open_log(sandbox)
+        opened.callback(os.close, log)
+        pidfd = sandbox.open()
+        opened.callback(os.close, pidfd)
+        owner = os.pidfd_open(sandbox.owner)
+        opened.callback(os.close, owner)
+        yield from _follow(log, pidfd, owner)
+
+
+def _follow(fd: int, pidfd: int, owner: int) -> Iterator[View]:
+    """Output comes after the end of who wrote it, too: its owner says when that was all, unless
+    it has ended itself, or has become another program."""
+    poll = select.poll()
+    for one in (pidfd, owner):
+        poll.register(one, select.POLLIN)
+    at, deadline, over = 0, float("inf"), False
+    while True:
+        view = ring.look(fd, at)
+        at = view.end
+        yield view
+        if view.ended or over:
+            return
+        ready = dict(poll.poll(logs.POLL_S * 1000))
+        if pidfd in ready:
+            poll.unregister(pidfd)
+            deadline = time.monotonic() + _LAST_WORD_S
+        over = owner in ready or time.monotonic() > deadline

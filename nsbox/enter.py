@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from nsbox import probe, units
 from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
+from nsbox.devices import PTS
 from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
 from nsbox.popen import Popen
 from nsbox.process import PATIENCE_S, Injection, Process, spawn
@@ -44,15 +45,39 @@ _ENDING = (errno.ESRCH, errno.ENOMEM, errno.ENOENT, errno.ECANCELED, errno.ENODE
 def _plan(target: Process, base: Spec, spec: Spec, id_map: str) -> Plan:
     """Compiled once for commands that come again; kept with the sandbox's own plan."""
     host = probe.host()
+    terminals = spec.pty is not None and _has_terminals(target.pid)
     known: dict[object, Plan] = target.plan.__dict__.setdefault("_entered", {})
-    key = (spec, id_map, host)
+    key = (spec, id_map, host, terminals)
     plan = known.get(key)
     if plan is None:
-        plan = compile_exec(base, spec, host, target.plan, id_map)
+        plan = compile_exec(base, spec, host, target.plan, id_map, terminals=terminals)
         if len(known) >= _MOST_PLANS:
             known.clear()
         known[key] = plan
     return plan
+
+
+def _devpts(pid: int | str) -> dict[str, str]:
+    """Mount point -> device number, of what is a devpts or over one; proc_pid_mountinfo(5)."""
+    found = {}
+    with open(f"/proc/{pid}/mountinfo") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            device, _, point = before.split(" ")[2:5]
+            found[point] = device if after.startswith("devpts ") else ""
+    return {point: device for point, device in found.items() if device}
+
+
+def _has_terminals(pid: int) -> bool:
+    """Whether a sandbox has a devpts of its own, from its start or since an earlier ``exec``.
+
+    One that inherits the caller's root has the caller's in sight. Two who make one at once: the
+    second covers the first, whose terminals go on, without a name.
+    """
+    try:
+        return _devpts(pid).get(PTS, "") not in {"", *_devpts("self").values()}
+    except OSError:  # it has ended, which will be told
+        return False
 
 
 def _descriptors(target: Process, undo: ExitStack, pidfd: int) -> dict[Slot, int]:
@@ -132,12 +157,13 @@ def execute(
     text: bool = False,
     timeout: float | None = None,
     check: bool = False,
+    pty: Any = False,
 ) -> Completed:
     """The body of ``Container.exec``."""
     streams = wanted_streams(stdin, stdout, stderr, input, capture_output)
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
-    spec = another_process(base, args, user=user, env=env, cwd=cwd)
+    spec = another_process(base, args, user=user, env=env, cwd=cwd, pty=pty)
     try:
         return finish(
             spec,
@@ -156,6 +182,6 @@ def execute(
 
 def popen(target: Process, base: Spec, id_map: str, args: Any, keywords: dict[str, Any]) -> Popen:
     """The body of ``Container.popen``."""
-    own = {name: keywords.pop(name) for name in ("user", "env", "cwd") if name in keywords}
+    own = {name: keywords.pop(name) for name in ("user", "env", "cwd", "pty") if name in keywords}
     spec = another_process(base, args, **own)
     return Popen._of(spec, lambda stdio: enter(target, base, spec, id_map, stdio), **keywords)

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import codecs
+import os
 import threading
 import time
-from collections import deque
+import weakref
 from typing import TYPE_CHECKING, Any
 
-from nsbox import units
-from nsbox.errors import SpecError
+from nsbox import ring, units
+from nsbox.errors import SpecError, StateError
+from nsbox.ring import Run, View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-LOG_BYTES = 1 << 20
 STREAMS = ("both", "stdout", "stderr")
 _NUMBERS = {"stdout": (1,), "stderr": (2,), "both": (1, 2)}
+#: How often those look who are not told: other processes, and forked children.
+POLL_S = 0.05
 
 
 def check(stream: Any, tail: Any) -> None:
@@ -28,43 +31,72 @@ def check(stream: Any, tail: Any) -> None:
         units.count(tail, "tail")
 
 
+def chosen(view: View, stream: str, tail: int | None = None) -> list[Run]:
+    """What is of *stream* in it, or the last *tail* lines of that."""
+    runs = [run for run in view.runs() if run.stream in _NUMBERS[stream]]
+    if tail is None:
+        return runs
+    lines = joined(runs).splitlines(keepends=True)
+    skip = sum(map(len, lines[: max(0, len(lines) - tail)]))
+    kept = []
+    for run in runs:
+        kept.append(Run(run.stream, run.data[skip:]))
+        skip = max(0, skip - len(run.data))
+    return [run for run in kept if run.data]
+
+
+def joined(runs: Iterable[Run]) -> bytes:
+    return b"".join(data for _, data in runs)
+
+
 class Log:
-    """The last output of both streams, in the order in which it came; at most 1 MiB."""
+    """The last output of both streams, in the order in which it came; at most 1 MiB.
+
+    Nothing is kept before ``open()``. A forked child of its owner can read it.
+    """
 
     def __init__(self) -> None:
-        self._chunks: deque[tuple[int, bytes]] = deque()
-        self._size = 0
-        self._first = 0  # how many chunks were dropped
-        self._ended = False
+        self._ring: ring.Ring | None = None
+        self._last = ring.NOTHING  # what there was, when there is no ring
+        self._owner = os.getpid()
         self._changed = threading.Condition()
+        _logs.add(self)
+
+    def open(self) -> tuple[int, int]:
+        """Make room; returns by what others find it: its descriptor here, and its inode."""
+        self._ring = ring.Ring()
+        return self._ring.fd, os.fstat(self._ring.fd).st_ino
 
     def append(self, number: int, data: bytes) -> None:
         """*data* of stream *number*: 1 or 2."""
         with self._changed:
-            self._chunks.append((number, data))
-            self._size += len(data)
-            while self._size > LOG_BYTES:
-                number, oldest = self._chunks.popleft()
-                more = self._size - LOG_BYTES
-                self._size -= min(more, len(oldest))
-                if more < len(oldest):
-                    self._chunks.appendleft((number, oldest[more:]))
-                else:
-                    self._first += 1
-            self._changed.notify_all()
+            if self._ring is not None:
+                self._ring.append(number, data)
+                self._changed.notify_all()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come. What is kept needs no descriptor from now on."""
         with self._changed:
-            self._ended = True
+            if self._ring is not None:
+                self._ring.end()
+                try:
+                    self._last = self._look()
+                except (OSError, StateError):  # somebody wrote to what is this process's own
+                    pass
+                self._ring.close()
+                self._ring = None
+            self._last = self._last._replace(ended=True)
             self._changed.notify_all()
+
+    def _look(self, at: int = 0) -> View:
+        """With the lock held: it keeps the descriptor open."""
+        return self._last.since(at) if self._ring is None else ring.look(self._ring.fd, at)
 
     def text(self, stream: str = "both", tail: int | None = None) -> str:
         """All that is kept, or the last *tail* lines of it."""
-        wanted = _NUMBERS[stream]
         with self._changed:
-            data = b"".join(data for number, data in self._chunks if number in wanted)
-        return _last_lines(data, tail).decode("utf-8", "replace")
+            view = self._look()
+        return joined(chosen(view, stream, tail)).decode("utf-8", "replace")
 
     def follow(self, stream: str, tail: int | None, timeout: float | None = None) -> Iterator[str]:
         """What is kept, and then whatever comes, until its end or until *timeout* (seconds).
@@ -80,28 +112,33 @@ class Log:
         self, stream: str, tail: int | None, timeout: float | None = None
     ) -> Iterator[bytes]:
         """The same, as it was written."""
-        wanted = _NUMBERS[stream]
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
-            kept = b"".join(data for number, data in self._chunks if number in wanted)
-            at = self._first + len(self._chunks)
-        yield from filter(None, [_last_lines(kept, tail)])
-        while True:
+            view = self._look()
+        yield from filter(None, [joined(chosen(view, stream, tail))])
+        while not view.ended:
             with self._changed:
-                while at >= self._first + len(self._chunks) and not self._ended:
-                    left = None if deadline is None else deadline - time.monotonic()
-                    if (left is not None and left <= 0) or not self._changed.wait(left):
-                        return
-                start = max(at, self._first) - self._first
-                new = [self._chunks[i] for i in range(start, len(self._chunks))]
-                at = self._first + len(self._chunks)
-                ended = self._ended
-            yield from filter(None, [b"".join(d for number, d in new if number in wanted)])
-            if ended:
-                return
+                view = self._look(view.end)
+                if not (view.data or view.ended) and not self._wait(deadline):
+                    return
+            yield from filter(None, [joined(chosen(view, stream))])
+
+    def _wait(self, deadline: float | None) -> bool:
+        """With the lock held, for news; False when the time is over."""
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if os.getpid() != self._owner:
+            left = POLL_S if left is None else min(left, POLL_S)
+        self._changed.wait(left)
+        return deadline is None or time.monotonic() < deadline
 
 
-def _last_lines(data: bytes, count: int | None) -> bytes:
-    if count is None:
-        return data
-    return b"".join(data.splitlines(keepends=True)[-count:] if count else [])
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _unlock() -> None:
+    """In a forked child, a lock may be that of a thread it does not have."""
+    for log in _logs:
+        log._changed = threading.Condition()
+
+
+os.register_at_fork(after_in_child=_unlock)

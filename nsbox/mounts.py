@@ -35,7 +35,7 @@ MIB, PAGE = 1 << 20, 4096
 SHM = "/dev/shm"
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
-TMP, PTS = "/tmp", "/dev/pts"
+TMP = "/tmp"
 _PTS = (("newinstance", "!"), ("ptmxmode", "666"), ("mode", "620"))
 _SAFE_PTS = MountAttr.NOSUID | MountAttr.NOEXEC  # nodev would make the terminals useless
 
@@ -203,13 +203,11 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
     for target, path in (("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"),
                          ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")):  # fmt: skip
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
+    devices.add_place(build)
     devices.add(build, parts.nodes)
     if _scratch(build):
         for path in ("/dev/shm", "/dev/mqueue"):
             build.add(MakeDirs(path, 0o755, "root"))
-    if any(mount.kind == "devpts" and mount.dst == PTS for mount in build.spec.mounts):
-        build.add(MakeDirs(PTS, 0o755, "mounts"))
-        build.add(Pair(Opcode.SYMLINK, "symlink", "pts/ptmx", "/dev/ptmx", "mounts"))
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
 

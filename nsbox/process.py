@@ -12,6 +12,7 @@ import functools
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from nsbox import (
 )
 from nsbox.cgroup import Cgroup
 from nsbox.cgroupfs import remove_tree
+from nsbox.devices import SOCKET
 from nsbox.errors import CommandNotFound, NetworkError, NsboxError, SetupError, StateError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
@@ -39,7 +41,6 @@ from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, MapTree, SetLi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from socket import socket as Socket
 
     from nsbox.changes import Change
     from nsbox.plan import Plan
@@ -473,13 +474,13 @@ class Process:
             self._released = True
             self._close_released()
 
-    def take_terminal(self, socket: Socket) -> None:
+    def take_terminal(self, end: socket.socket) -> None:
         """The master of its pty, which the child has sent. Whoever uses it takes it away from
         ``terminal``, and closes it."""
         fds: list[int] = []
         try:
             flags = _MSG_CMSG_CLOEXEC | _MSG_DONTWAIT
-            _, ancillary, _, _ = socket.recvmsg(256, 64, flags)
+            _, ancillary, _, _ = end.recvmsg(256, 64, flags)
             fds = [int.from_bytes(data[:4], sys.byteorder) for _, _, data in ancillary]
         except OSError:
             pass
@@ -530,8 +531,8 @@ def spawn(
     """Run a plan up to the payload's execve.
 
     Args:
-        descriptors: for every slot in ``plan.passed`` but those of a cgroup that the plan
-            makes; they stay the caller's.
+        descriptors: for every slot in ``plan.passed`` but those of a cgroup or a pty that the
+            plan makes; they stay the caller's.
         parent: the launcher; the current one when it is not given.
         inject: a step to fail, for tests.
         patience: seconds for set-up, where it happens among processes that can stop it.
@@ -542,6 +543,8 @@ def spawn(
         CommandNotFound: the program is not there.
         Unavailable: no launcher, or no slot of ids.
     """
+    if SOCKET in plan.passed and SOCKET not in descriptors:
+        return _spawn_on_terminal(plan, descriptors, parent, inject, patience)
     for _ in range(2):  # it may have been killed while nobody looked
         parent = parent or launcher.current()
         try:
@@ -552,6 +555,21 @@ def spawn(
             launcher.forget(parent)
             parent = None
     raise setup_error(plan, plan.timeline_index(At.REQUEST), errno.EMFILE, "recvmsg")
+
+
+def _spawn_on_terminal(
+    plan: Plan,
+    descriptors: Mapping[Slot, int],
+    parent: launcher.Launcher | None,
+    inject: Injection,
+    patience: float,
+) -> Process:
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with mine, theirs:
+        descriptors = {**descriptors, SOCKET: theirs.fileno()}
+        process = spawn(plan, descriptors, parent=parent, inject=inject, patience=patience)
+        process.take_terminal(mine)
+        return process
 
 
 class _LauncherGone(Exception):

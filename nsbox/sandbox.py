@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -195,13 +194,9 @@ def launch(
             raise SpecError("pass_fds", f"descriptor {fd} is not open") from e
         descriptors[Slot("pass", fd)] = fd
     template = -1
-    mine = theirs = None
     try:
         for slot in plan.passed:
-            if slot.kind == "pty":
-                mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                descriptors[slot] = theirs.fileno()
-            elif slot.kind == "mntns":
+            if slot.kind == "mntns":
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
@@ -212,8 +207,6 @@ def launch(
             lease = functools.partial(network.lease, spec, name)
         process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
         process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
-        if mine is not None:
-            process.take_terminal(mine)
         return process
     except FileNotFoundError as e:
         if isinstance(e, SetupError):
@@ -222,9 +215,6 @@ def launch(
     finally:
         if template >= 0:
             os.close(template)
-        for end in (mine, theirs):
-            if end is not None:
-                end.close()
         stdio.close_theirs()
 
 

@@ -83,7 +83,7 @@ class Sandbox:
             ``"starting"``.
         command: of the payload, by its own word.
         cgroups: controller, or "v2", -> directory.
-        noted: what its owner wrote about it, for who wants to enter it.
+        noted: what its owner wrote about it, for who wants to enter it, or to read its log.
     """
 
     pid: int
@@ -170,11 +170,18 @@ def _ended(pidfd: int, within: float = 0.0) -> bool:
 # -- notes ------------------------------------------------------------------------------------
 
 
-def note(name: str, process: Process, spec: Spec, join_map: str = "") -> str:
+def note(
+    name: str,
+    process: Process,
+    spec: Spec,
+    join_map: str = "",
+    log: tuple[int, int] | None = None,
+) -> str:
     """Let other processes know a sandbox of this one by a name, and enter it: see elsewhere.py.
 
-    Returns the note's path. The launcher removes it when this process ends, and ``gc()`` when
-    both do. It is the user's alone to read: variables of the environment are in it.
+    *log* is where its output is kept, see ``Log.open``. Returns the note's path. The launcher
+    removes it when this process ends, and ``gc()`` when both do. It is the user's alone to read:
+    variables of the environment are in it.
     """
     import json
     import pickle
@@ -191,6 +198,7 @@ def note(name: str, process: Process, spec: Spec, join_map: str = "") -> str:
         "enforcement": dict(plan.enforcement),
         "id_map": plan.id_map.kind if plan.id_map is not None else join_map,
         "spec": pickle.dumps(base).hex(),
+        "log": log,
     })  # fmt: skip
     path = f"{registry.directory()}/{launcher.current().entry.prefix}{process.pid}-note"
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -836,10 +836,12 @@ def another_process(
     user: int | str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    pty: Any = False,
 ) -> Spec:
     """One more process of a sandbox: *base* with another command, and what else is given.
 
-    *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups.
+    *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups;
+    a terminal it has only by *pty*.
     """
     uid, gid = _user(user)
     return replace(
@@ -851,6 +853,7 @@ def another_process(
         groups=base.groups if user is None else (),
         cwd=base.cwd if cwd is None else container_path(cwd, "cwd"),
         init=False,
+        pty=_pty(pty),
         pass_fds=(),
         limits=Limits(nofile=base.limits.nofile),
     )

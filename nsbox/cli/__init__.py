@@ -64,6 +64,8 @@ def _add_run(commands: argparse._SubParsersAction[Parser]) -> None:
     run.set_defaults(call="run:run")
     enter = commands.add_parser("exec", help="run one more command in a sandbox that runs")
     enter.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    enter.add_argument("-t", "--tty", action="store_true",
+                       help="a terminal of its own; with -i, yours is lent to it")  # fmt: skip
     enter.add_argument("-e", "--env", action="append", default=[], metavar="NAME[=VALUE]")
     enter.add_argument("-w", "--workdir", metavar="DIR")
     enter.add_argument("-u", "--user", metavar="UID[:GID]")
@@ -94,7 +96,13 @@ def _add_listings(commands: argparse._SubParsersAction[Parser]) -> None:
         live.add_argument("sandbox", nargs="*", metavar="ID|NAME")
         live.set_defaults(call=f"live:{name}")
         _listing(live)
-    for parser in (ls, tree, ps):
+    logs = commands.add_parser("logs", help="what a container wrote")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until its end")
+    logs.add_argument("--tail", type=int, metavar="N", help="the last N lines only")
+    logs.add_argument("--stream", choices=("both", "stdout", "stderr"), default="both")
+    logs.add_argument("sandbox", metavar="ID|NAME")
+    logs.set_defaults(call="logs:logs")
+    for parser in (ls, tree, ps, logs):
         _listing(parser)
 
 

@@ -5,6 +5,7 @@ written to a terminal as it is."""
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ _NUMBERS = ("ID", "PID", "NPROCS", "MEM", "LIMIT", "PIDS", "CPU%", "TIME", "AGE"
 def clean(text: str) -> str:
     """Without control and other characters that a terminal would obey: they are spelt out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def clean_lines(text: str) -> str:
+    """The same, but for the ends of lines and tabs."""
+    return re.sub(r"[^\n\t]+", lambda found: clean(found[0]), text)
 
 
 def size(count: int | None) -> str:

@@ -269,14 +269,20 @@ def _say_why(process: Popen) -> None:
         print(f"nsbox: ended: {reason.value}", file=sys.stderr)
 
 
-def _run_on_terminal(command: list[str], options: dict[str, Any]) -> int:
-    """With a terminal of the sandbox's own: ours is never handed in."""
-    from nsbox.popen import Popen
-    from nsbox.terminal import attach, window_size
+def _pty() -> Any:
+    """A terminal of the sandbox's own, as large as ours; ours is never handed in."""
+    from nsbox.terminal import window_size
 
-    size = window_size(0) if os.isatty(0) else (0, 0)
-    with Popen(command, pty=size if all(size) else True, **options) as process:
-        return _exit_code(attach(process))
+    size = next((window_size(fd) for fd in (0, 1) if os.isatty(fd)), (0, 0))
+    return size if all(size) else True
+
+
+def _attach(process: Popen, *, keys: bool = True) -> int:
+    """Lend it ours until it ends; without *keys*, it finds the end of its input."""
+    from nsbox.process import dev_null
+    from nsbox.terminal import attach
+
+    return _exit_code(attach(process, 0 if keys else dev_null()))
 
 
 def _see_through(process: Popen, forwarder: Forwarder) -> int:
@@ -284,19 +290,24 @@ def _see_through(process: Popen, forwarder: Forwarder) -> int:
     return _exit_code(Pump(process).run())
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Run the command; its output, its input and its end are ours."""
-    command, options = _command(arguments), keywords(arguments)
-    if arguments.tty:
-        return _run_on_terminal(command, options)
-    from nsbox.popen import Popen
+def _streams(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of ``Popen``, for ``_see_through`` or ``_attach``."""
     from nsbox.streams import PIPE
 
-    forwarder = Forwarder()
-    stdin = PIPE if arguments.interactive else None
-    with Popen(command, stdin=stdin, stdout=PIPE, stderr=PIPE, **options) as process:
+    if arguments.tty:
+        return {"pty": _pty()}
+    return {"stdin": PIPE if arguments.interactive else None, "stdout": PIPE, "stderr": PIPE}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; its output, its input and its end are ours."""
+    from nsbox.popen import Popen
+
+    command, options = _command(arguments), keywords(arguments)
+    forwarder = None if arguments.tty else Forwarder()
+    with Popen(command, **_streams(arguments), **options) as process:
         with _noted(arguments.name, process):
-            code = _see_through(process, forwarder)
+            code = _see_through(process, forwarder) if forwarder else _attach(process)
         _say_why(process)
         return code
 
@@ -319,19 +330,18 @@ def _noted(name: str, process: Popen) -> Iterator[None]:
 def exec_(arguments: argparse.Namespace) -> int:
     """One more command in a sandbox that runs, as ``run`` in all else."""
     from nsbox import elsewhere, sandboxes
-    from nsbox.streams import PIPE
 
     command = _command(arguments)
-    forwarder = Forwarder()
+    forwarder = None if arguments.tty else Forwarder()
     process = elsewhere.popen(
         sandboxes.find(arguments.sandbox),
         command,
         user=arguments.user,
         cwd=arguments.workdir,
         env=_environment([], arguments.env),
-        stdin=PIPE if arguments.interactive else None,
-        stdout=PIPE,
-        stderr=PIPE,
+        **_streams(arguments),
     )
     with process:
+        if forwarder is None:
+            return _attach(process, keys=arguments.interactive)
         return _see_through(process, forwarder)

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +71,31 @@ def going(*args: str) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@contextlib.contextmanager
+def on_a_terminal(*args: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """One that has a terminal of 31 rows and 97 columns: our end of it, and the process."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 31, 97, 0, 0))
+    with subprocess.Popen(command(*args), stdin=theirs, stdout=theirs, stderr=theirs,
+                          cwd=TREE) as process:  # fmt: skip
+        try:
+            yield ours, process
+        finally:
+            process.kill()
+            process.wait()
+            os.close(ours)
+            os.close(theirs)
+
+
+def shown(terminal: int, what: str) -> str:
+    """What comes out of it until *what* does."""
+    got = b""
+    while what.encode() not in got:
+        assert select.select([terminal], [], [], PATIENCE)[0], got
+        got += os.read(terminal, 4096)
+    return got.decode()
 
 
 def read_line(process: subprocess.Popen[str]) -> str:

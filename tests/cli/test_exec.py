@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
 import signal
+import struct
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +82,80 @@ def test_streams_and_exit_codes_are_as_with_run() -> None:
     assert enter("box", "no-such-program").returncode == 127
     assert enter("box", "/etc/passwd").returncode in (126, 127)
     assert enter("box").returncode == 125
+
+
+# -- with a terminal --------------------------------------------------------------------------
+
+
+def test_it_has_a_terminal_of_the_sandbox_s_own(box: nsbox.Container) -> None:
+    script = "test -t 0 && test -t 1 && stty size && tty && read line && echo said $line; exit 7"
+    with kit.on_a_terminal("exec", "-it", "box", "sh", "-c", script) as (terminal, process):
+        cooked = termios.tcgetattr(terminal)
+        os.write(terminal, b"hello\n")
+        shown = kit.shown(terminal, "said hello")
+        assert process.wait(kit.PATIENCE) == 7
+        assert termios.tcgetattr(terminal) == cooked, "ours is as it was"
+    assert "31 97" in shown, "as large as ours"
+    assert "/dev/pts/0" in shown, "the first of a devpts of its own"
+    assert box.status() == "running"
+
+
+@pytest.mark.usefixtures("box")
+def test_keys_and_the_size_of_the_window_are_passed_on() -> None:
+    script = "trap 'echo key' INT; trap 'stty size' WINCH; echo ready; while :; do sleep 0.05; done"
+    with kit.on_a_terminal("exec", "-i", "-t", "box", "sh", "-c", script) as (terminal, process):
+        kit.shown(terminal, "ready")
+        os.write(terminal, b"\x03")
+        kit.shown(terminal, "key")
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 44, 55, 0, 0))
+        process.send_signal(signal.SIGWINCH)  # it is not in the foreground of that terminal
+        kit.shown(terminal, "44 55")
+        os.write(terminal, b"\x1c")
+        assert process.wait(kit.PATIENCE) == 131, "SIGQUIT by its key"
+
+
+@pytest.mark.usefixtures("box")
+def test_without_input_its_terminal_has_the_end_of_it() -> None:
+    with kit.on_a_terminal("exec", "-t", "box", "sh", "-c", "tty; cat; echo end") as (
+        terminal,
+        process,
+    ):
+        shown = kit.shown(terminal, "end")
+        assert process.wait(kit.PATIENCE) == 0
+    assert "/dev/pts/0" in shown
+
+
+@pytest.mark.usefixtures("box")
+def test_what_is_no_terminal_is_typed_into_its_own() -> None:
+    done = enter("-it", "box", "sh", "-c", "stty -echo; cat; tty", input="in\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("in\n/dev/pts/0\n"), "\\r\\n, as text"
+
+
+def test_the_sandbox_s_end_is_that_of_who_is_at_its_terminal(box: nsbox.Container) -> None:
+    args = ("exec", "-it", "box", "sh", "-c", "echo ready; exec sleep 1000")
+    with kit.on_a_terminal(*args) as (terminal, process):
+        cooked = termios.tcgetattr(terminal)
+        kit.shown(terminal, "ready")
+        assert termios.tcgetattr(terminal) != cooked
+        box.kill()
+        assert process.wait(kit.PATIENCE) == 137
+        assert termios.tcgetattr(terminal) == cooked
+
+
+@pytest.mark.usefixtures("box")
+def test_errors_are_told_on_ours() -> None:
+    for args, code, says in (
+        (("-it", "box", "no-such-program"), 127, "was not found"),
+        (("-it", "nobody", "true"), 125, "no sandbox 'nobody' runs"),
+        (("-it", "box"), 125, "COMMAND"),
+    ):
+        with kit.on_a_terminal("exec", *args) as (terminal, process):
+            kit.shown(terminal, says)
+            assert process.wait(kit.PATIENCE) == code
+
+
+# -- whose it is ------------------------------------------------------------------------------
 
 
 def test_its_end_is_not_the_sandbox_s_and_the_sandbox_s_is_its_own(box: nsbox.Container) -> None:

@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import select
 import signal
-import struct
 import subprocess
-import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -211,23 +207,28 @@ def test_limits_are_kept() -> None:
 
 def test_it_gives_the_command_a_terminal_of_its_own() -> None:
     """The caller's is relayed, and never handed in: what is inside is another one."""
-    ours, theirs = os.openpty()
     script = "test -t 0 && test -t 1 && stty size && tty && read line && echo said $line"
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 31, 97, 0, 0))
-    argv = kit.command("run", "-it", "--", "sh", "-c", script)
-    with subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, cwd=kit.TREE
-    ) as process:
-        os.write(ours, b"hello\n")
-        shown = b""
-        while b"said hello" not in shown:
-            assert select.select([ours], [], [], kit.PATIENCE)[0], shown
-            shown += os.read(ours, 4096)
+    with kit.on_a_terminal("run", "-it", "--", "sh", "-c", script) as (terminal, process):
+        os.write(terminal, b"hello\n")
+        shown = kit.shown(terminal, "said hello")
         assert process.wait(kit.PATIENCE) == 0
-    os.close(ours)
-    os.close(theirs)
-    assert b"31 97" in shown, "as large as the caller's"
-    assert b"/dev/pts/0" in shown, "the first of a devpts of its own"
+    assert "31 97" in shown, "as large as the caller's"
+    assert "/dev/pts/0" in shown, "the first of a devpts of its own"
+
+
+def test_one_with_a_terminal_is_known_by_its_name_too() -> None:
+    args = ("run", "-it", "--name", "shell", "sh", "-c", "echo ready; exec sleep 1000")
+    with kit.on_a_terminal(*args) as (terminal, process):
+        kit.shown(terminal, "ready")
+        assert [one["name"] for one in kit.ps(process.pid)] == ["shell"]
+        kit.out(kit.nsbox("stop", "shell"))
+        assert process.wait(kit.PATIENCE) == 143
+
+
+def test_why_one_with_a_terminal_ended_is_said_too() -> None:
+    with kit.on_a_terminal("run", "-it", "-t", "0.3", "sleep", "1000") as (terminal, process):
+        kit.shown(terminal, "nsbox: ended: timeout")
+        assert process.wait(kit.PATIENCE) == 137
 
 
 # -- signals ----------------------------------------------------------------------------------

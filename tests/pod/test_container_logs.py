@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pod.kit import wait_log
-from support import scaled
+from support import poll_until, scaled
 
 import nsbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.userns
 
@@ -64,3 +69,94 @@ def test_it_runs_on_when_it_writes_more_than_is_kept() -> None:
     with nsbox.Container(["sh", "-c", script]) as container:
         wait_log(container, "done")
         assert container.status() == "running"
+
+
+def test_what_has_ended_keeps_its_log_and_no_descriptor() -> None:
+    def memfds() -> list[str]:
+        fds = Path("/proc/self/fd")
+        return [link for fd in fds.iterdir() if "nsbox-log" in (link := _target(fd))]
+
+    before = memfds()
+    with nsbox.Container(["echo", "hello"]) as container:
+        assert len(memfds()) == len(before) + 1
+        container.wait(scaled(5))
+        poll_until(lambda: len(memfds()) == len(before))
+        assert container.logs() == "hello\n"
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except FileNotFoundError:
+        return ""
+
+
+def test_where_no_output_is_kept_there_is_no_room_for_it() -> None:
+    with nsbox.Container(["true"], stdout=nsbox.DEVNULL, stderr=nsbox.DEVNULL) as container:
+        assert container._log._ring is None
+        container.wait(scaled(5))
+    assert (container.logs(), list(container.follow())) == ("", [])
+
+
+def test_one_that_cannot_be_started_has_nothing_to_follow() -> None:
+    container = nsbox.Container(["/no/such/program"])
+    with pytest.raises(nsbox.CommandNotFound):
+        container.start()
+    assert list(container.follow(timeout=scaled(5))) == []
+    assert container._log._ring is None
+
+
+def in_a_forked_child(say: Callable[[], str]) -> str:
+    """What *say* returns there; the child ends without a word to anybody."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(write, say().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read) as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.kernel
+def test_a_forked_child_of_its_owner_reads_the_log_and_what_comes() -> None:
+    script = "echo one; read line; echo two"
+    read, write = os.pipe()
+    with nsbox.Container(["sh", "-c", script], stdin=read) as container:
+        wait_log(container, "one")
+
+        def say() -> str:
+            first = container.logs()
+            os.write(write, b"go\n")
+            return first + "".join(container.follow(timeout=scaled(10)))
+
+        assert in_a_forked_child(say) == "one\none\ntwo\n"
+        assert container.wait(scaled(5)) == 0
+        assert container.logs() == "one\ntwo\n"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_forked_child_that_left_the_block_took_the_note_and_the_output_along() -> None:
+    read, write = os.pipe()
+    script = "echo one; read line; echo two; sleep 1000"
+    with nsbox.Container(["sh", "-c", script], stdin=read, name="kept") as container:
+        wait_log(container, "one")
+
+        def say() -> str:
+            container.__exit__(None, None, None)
+            with pytest.raises(nsbox.StateError, match="forked child"):
+                container.status()
+            return "left"
+
+        assert in_a_forked_child(say) == "left"
+        assert os.path.exists(container._note), "by which others find it"
+        os.write(write, b"go\n")
+        wait_log(container, "two")
+        assert container.status() == "running"
+    os.close(read)
+    os.close(write)

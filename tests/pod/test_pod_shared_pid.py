@@ -211,6 +211,15 @@ def test_an_entrypoint_that_ends_leaves_nothing_in_the_pod() -> None:
         assert pod.phase == "Running"
 
 
+def test_a_terminal_in_one_container_is_in_no_other_s_dev_pts() -> None:
+    with shared(sleeper("a"), sleeper("b")) as pod:
+        for name in "ab":
+            with pod[name].popen(["sleep", "1000"], pty=True):
+                seen = pod[name].exec(["sh", "-c", "ls /dev/pts; tty"], pty=True,
+                                      capture_output=True, text=True)  # fmt: skip
+                assert str(seen.stdout).split() == ["0", "1", "ptmx", "/dev/pts/1"]
+
+
 def test_exec_in_a_container_joins_the_shared_namespace() -> None:
     with shared(sleeper("a"), sleeper("b")) as pod:
         done = pod["a"].exec(["readlink", "/proc/self/ns/pid"], capture_output=True, text=True)

@@ -375,9 +375,14 @@ except OSError as e:
 """
 SANDBOXED = """
 import nsbox, sys
-how = {"pty": {"pty": True}, "stdin": {"stdin": 0}, "pipes": {}}[sys.argv[2]]
-print(nsbox.run(["/usr/bin/python3", "-I", "-S", "-c", sys.argv[1]], capture_output=True,
-                text=True, **how).stdout, flush=True)
+how = {"pty": {"pty": True}, "stdin": {"stdin": 0}, "pipes": {}}[sys.argv[2].rpartition(" ")[2]]
+args = ["/usr/bin/python3", "-I", "-S", "-c", sys.argv[1]]
+if sys.argv[2].startswith("exec"):
+    with nsbox.Container(["sleep", "1000"], profile="standard") as box:  # which has a /dev/tty
+        done = box.exec(args, capture_output=True, text=True, **how)
+else:
+    done = nsbox.run(args, capture_output=True, text=True, **how)
+print(done.stdout, flush=True)
 """
 DONE = "\nprint('done', flush=True)\nimport time; time.sleep(1000)\n"
 
@@ -408,12 +413,12 @@ def _slave_of(master: int) -> int:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("how", ["pipes", "stdin", "pty"])
+@pytest.mark.parametrize("how", ["pipes", "stdin", "pty", "exec pipes", "exec stdin", "exec pty"])
 def test_nothing_is_typed_into_the_callers_terminal(how: str) -> None:
     """Not even when the caller hands it in as stdin: it is another session's."""
     shown, typed = _typed(SANDBOXED, STUFF, how)
     assert not typed
-    own = how == "pty"  # into its own it may type, and sees the echo
+    own = how.endswith("pty")  # into its own it may type, and sees the echo
     assert any(line.endswith("typed") for line in shown) == (own and LEGACY)
     assert any(line.endswith("tty open") for line in shown) == own
 

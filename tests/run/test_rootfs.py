@@ -97,13 +97,19 @@ def test_proc_full_and_none() -> None:
 # -- /dev and /tmp ------------------------------------------------------------------------------
 
 DEVICES = {"null", "zero", "full", "random", "urandom"}
-LINKS = {"fd", "stdin", "stdout", "stderr"}
-PLACES = {"shm", "mqueue"}
+LINKS = {"fd", "stdin", "stdout", "stderr", "ptmx"}
+PLACES = {"shm", "mqueue", "pts"}
 
 
 @pytest.mark.kernel
 def test_dev_is_minimal() -> None:
     assert set(kit.out(kit.run("ls", "-A", "/dev")).split()) == DEVICES | LINKS | PLACES
+
+
+@pytest.mark.kernel
+def test_there_is_no_terminal_where_none_was_asked_for() -> None:
+    """There is only the place for one of a later command."""
+    assert kit.out(kit.sh("ls -A /dev/pts; test -e /dev/ptmx || echo none")) == "none"
 
 
 def test_dev_of_standard_has_a_tty_too() -> None:

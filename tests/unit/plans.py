@@ -126,11 +126,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def _exec(host: str, spec: Spec) -> Plan:
+def exec_plan(host: str, spec: Spec, *, terminals: bool = False, **keywords: Any) -> Plan:
+    """One more process of a sandbox; *terminals*: that has a devpts of its own."""
     inside = compiler.compile_spec(spec, HOSTS[host])
     id_map = inside.id_map.kind if inside.id_map else ""
-    other = another_process(spec, ["sh", "-c", "true"], env={"A": "b"})
-    return compiler.compile_exec(spec, other, HOSTS[host], inside, id_map)
+    other = another_process(spec, ["sh", "-c", "true"], env={"A": "b"}, **keywords)
+    return compiler.compile_exec(spec, other, HOSTS[host], inside, id_map, terminals=terminals)
 
 
 def _other_plans() -> dict[str, Callable[[], Plan]]:
@@ -145,10 +146,15 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
         "pause, root": lambda: compiler.compile_pause(one, root),
         "pause, user": lambda: compiler.compile_pause(one, user),
         "pause, everything": lambda: compiler.compile_pause(spec, root),
-        "exec, root": lambda: _exec("root, v1", spec),
-        "exec, user": lambda: _exec("user, delegated v2", spec),
-        "exec, inherited root": lambda: _exec(
+        "exec, root": lambda: exec_plan("root, v1", spec),
+        "exec, user": lambda: exec_plan("user, delegated v2", spec),
+        "exec, inherited root": lambda: exec_plan(
             "root, v2", make_spec(["true"], root=Rootfs.inherit(), time_offsets={"boottime": 1})
+        ),
+        "exec, terminal": lambda: exec_plan("user, one id", spec, pty=(24, 80)),
+        "exec, one more terminal": lambda: exec_plan("root, v2", spec, pty=True, terminals=True),
+        "exec, terminal, inherited root": lambda: exec_plan(
+            "root, v1", make_spec(["true"], root=Rootfs.inherit()), pty=True
         ),
         "holder, maps": lambda: compiler.compile_holder(
             make_spec(["x"], namespaces=("user",), profile="none"),

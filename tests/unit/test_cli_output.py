@@ -33,6 +33,10 @@ def test_nothing_that_a_terminal_obeys_is_left(text: str, said: str) -> None:
     assert output.clean(text).encode()
 
 
+def test_lines_stay_lines_and_tabs_tabs() -> None:
+    assert output.clean_lines("a\tb\n\x1b[2Jc\r\n\n") == "a\tb\n\\x1b[2Jc\\r\n\n"
+
+
 @pytest.mark.parametrize(
     ("count", "said"),
     [(None, "-"), (0, "0B"), (1023, "1023B"), (1024, "1.0K"), (1536, "1.5K"), (512 << 20, "512M"),

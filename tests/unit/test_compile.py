@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import scaled
-from unit.plans import HOSTS, KINDS, corpus, plan_of
+from unit.plans import HOSTS, KINDS, corpus, exec_plan, plan_of
 
 from nsbox.compile import PATH
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
-from nsbox.spec import Limits, Mount, Rootfs
+from nsbox.spec import Limits, Mount, Rootfs, make_spec
 from nsbox.steps import (
     JOIN,
     TIME,
@@ -367,7 +367,7 @@ def test_the_staging_directory_of_an_overlay_goes_with_the_old_root(plan: Plan) 
 @every_plan
 def test_mounts_are_private_before_any_is_made(plan: Plan) -> None:
     template = any(slot.kind == "mntns" for slot in plan.passed)
-    there = any(getattr(step, "as_is", False) for step in plan.steps)  # a root that was joined
+    there = "mnt" in plan.joined and not plan.clone.flags & Clone.NEWNS  # they are so there
     if _where(plan, *MOUNTS) and not template and not there:
         *slave, private = _where(plan, Opcode.PROPAGATION)
         assert plan.steps[private].n == Propagation.REC | Propagation.PRIVATE  # type: ignore[union-attr]
@@ -734,6 +734,34 @@ def test_a_default_rlimit_stays_below_the_caller_s_own() -> None:
     with pytest.raises(Unavailable) as caught:
         plan_of(host, rlimits={"nofile": (1, 101)})
     assert caught.value.feature == "rlimits['nofile']"
+
+
+@EVERY_HOST
+@pytest.mark.parametrize("root", [Rootfs.host(), Rootfs.inherit()], ids=["host", "inherit"])
+def test_a_late_terminal_is_of_a_devpts_that_is_mounted_with_capabilities_and_once(
+    host: str, root: Rootfs
+) -> None:
+    """The pty itself is made without them, by who is to own it."""
+    spec = make_spec(["true"], root=root, limits=Limits(), best_effort=True)
+    plan = exec_plan(host, spec, pty=(24, 80))
+    (mount,), (pty,) = _where(plan, Opcode.MOUNT), _where(plan, Opcode.PTY)
+    assert "devpts on /dev/pts (newinstance," in plan.steps[mount].describe()
+    ids = _where(plan, *CREDENTIALS - {Opcode.SETGROUPS, Opcode.SETGID, Opcode.SETUID})
+    assert _last(plan, Opcode.SETNS) < mount < min(ids)
+    assert max(ids) < pty < _first(plan, Opcode.SETSID)
+    assert [step.describe() for step in plan.steps if step.name == "setsid"] == [
+        "with its terminal"
+    ]
+    assert "TERM=xterm" in plan.env
+    again = exec_plan(host, spec, pty=(24, 80), terminals=True)
+    assert [step for step in plan.steps if step.name != "mount"] == list(again.steps)
+
+
+@EVERY_HOST
+def test_a_process_of_a_sandbox_with_a_terminal_has_none_by_that(host: str) -> None:
+    plan = exec_plan(host, make_spec(["true"], pty=True, limits=Limits(), best_effort=True))
+    assert _where(plan, Opcode.PTY, Opcode.MOUNT) == []
+    assert not any(one.startswith("TERM=") for one in plan.env)
 
 
 @pytest.mark.parametrize("memory", [None, "8MiB", "1GiB"])

@@ -41,8 +41,8 @@ FLOORS: dict[int, str] = {
     "processes thaw debug kept mountapi rtnl later nft changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
-    "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
-    "namespace enter ports terminal sandboxes elsewhere "
+    "templates idmapped watch cputime ring logs lifecycle result streams sandbox converse command "
+    "popen namespace enter ports terminal sandboxes elsewhere "
     "netlink links lease bridge plugged",
     6: "control contents container",
     7: "podspec pod",
