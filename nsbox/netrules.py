@@ -5,6 +5,10 @@
 publishes ports, and keeps networks, the host and the world apart. ``egress_table`` is for the
 namespace of one sandbox: what it may reach. An accept is final for its chain only: a firewall of
 the host with chains of its own can still drop what is accepted here.
+
+What a network needs besides: ``ip_forward``, and ``forwarding`` of IPv6; ``route_localnet`` of the
+bridge, for published ports at 127.0.0.1; hairpin mode of the bridge's ports, without which, where
+br_netfilter is on, a container does not reach itself by a published port.
 """
 
 from __future__ import annotations

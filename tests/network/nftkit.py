@@ -141,12 +141,10 @@ class Net:
         return self.run("nft", "-a", "list", "ruleset")
 
     def counted(self, name: str) -> int:
-        """A counter of ICMP and its like: /proc/net/snmp6 or snmp."""
+        """A counter of /proc/net/snmp6, which has those of ICMPv6 that have counted something."""
         with self.inside():
-            for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines():
-                if line.split()[0] == name:
-                    return int(line.split()[1])
-        raise KeyError(name)
+            lines = Path("/proc/thread-self/net/snmp6").read_text().splitlines()
+        return int(dict(line.split() for line in lines).get(name, 0))
 
 
 def addresses(link: str, *cidrs: str) -> list[str]:

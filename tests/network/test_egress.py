@@ -9,7 +9,7 @@ import time
 
 import pytest
 from network.nftkit import Host, Net, apart, network, never, pings, reach, tables
-from support import scaled
+from support import poll_until, scaled
 
 from nsbox import nft
 from nsbox.netallow import parse_allow
@@ -142,6 +142,24 @@ def test_ipv6_needs_its_neighbours() -> None:
     world.allow(f"[{FAR6}]:80")
     world.box.ip("neigh flush dev eth0")
     assert reach(world.box, world.far, (FAR6, 80)) == BOX6
+
+
+@network
+def test_a_link_may_ask_for_routers_and_tell_its_groups() -> None:
+    """A bridge that snoops sends on to whom it heard of only."""
+    world = World()
+    world.box.sysctl("ipv6/conf/eth0/router_solicitation_delay", 0)
+    again = ("link set eth0 down", "link set eth0 up")
+    for kind, words in ((133, "nd-router-solicit"), (143, "mld2-listener-report")):
+        name = f"Icmp6OutType{kind}"
+        world.allow(without=words)
+        before = world.box.counted(name)
+        world.box.ip(*again)
+        time.sleep(scaled(0.3))
+        assert world.box.counted(name) == before, words
+        world.allow()
+        world.box.ip(*again)
+        poll_until(lambda: world.box.counted(name) > before, what=words)  # noqa: B023
 
 
 @network
