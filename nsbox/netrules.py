@@ -240,9 +240,9 @@ def _inwards(table: Table, bridge: str) -> Iterator[Message]:
 def _to_host(
     table: Table, gateways: Sequence[Statement], host_ports: Iterable[HostPort]
 ) -> Iterator[Message]:
-    # A redirect is "related", and would make the host send a container what is another's.
+    # A redirect is "related", and would make the host send a container what is another's. Of
+    # IPv6 it is "invalid" to conntrack, and dropped below.
     yield table.rule("input", icmp_type("redirect"), drop)
-    yield table.rule("input", icmpv6_type("nd-redirect"), drop)
     yield table.rule("input", ct_state("established", "related"), accept)
     yield table.rule("input", icmp_type("echo-request"), accept)
     # Not router advertisements: the host would take a container for its router.

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -131,6 +132,17 @@ class Net:
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
         with self.inside():
             return socket.socket(family, kind, protocol)
+
+    def index(self, link: str) -> int:
+        with self.inside():
+            return socket.if_nametoindex(link)
+
+    def link_local(self, link: str) -> str:
+        """The address that IPv6 gives every link."""
+        for line in self.run("ip", "-6", "-o", "addr", "show", "dev", link).splitlines():
+            if " fe80::" in line:
+                return line.split()[3].partition("/")[0]
+        raise AssertionError(f"{link} has no address of its own")
 
     def nft(self) -> socket.socket:
         with self.inside():
@@ -301,14 +313,14 @@ def never(source: Net, target: Net, to: tuple[str, int], at: tuple[str, int] | N
     return reach(source, target, to, at, patience_s=NEVER_S, **more) is None  # type: ignore[arg-type]
 
 
-def pings(source: Net, to: str) -> bool:
-    """By a socket of ping(8)'s own kind, if an answer comes."""
+def pings(source: Net, to: str, *, patience_s: float = 5.0) -> bool:
+    """Whether an answer comes: asked by a socket of ping(8)'s own kind."""
     v6 = ":" in to
     protocol = socket.IPPROTO_ICMPV6 if v6 else socket.IPPROTO_ICMP
     request = bytes((128 if v6 else 8, 0, 0, 0, 0, 1, 0, 1)) + b"nsbox"
     with source.socket(family_of(to), socket.SOCK_DGRAM, protocol) as asked:
-        asked.settimeout(scaled(NEVER_S))
-        asked.connect((to, 0))
+        asked.settimeout(scaled(patience_s))
+        asked.connect((to, 0, 0, source.index("eth0")) if to.startswith("fe80") else (to, 0))
         try:
             asked.send(request)
             return asked.recv(64)[0] == (129 if v6 else 0)
@@ -320,3 +332,11 @@ def tables(host: Net) -> list[str]:
     """As nft(8) says it."""
     listed = json.loads(host.run("nft", "-j", "list", "tables"))["nftables"]
     return [entry["table"]["name"] for entry in listed if "table" in entry]
+
+
+def checksum(raw: bytes) -> bytes:
+    """That of the Internet, of an even number of bytes."""
+    total = sum(struct.unpack(f"!{len(raw) // 2}H", raw))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return struct.pack("!H", ~total & 0xFFFF)

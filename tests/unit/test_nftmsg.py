@@ -67,7 +67,6 @@ def _expected() -> dict[str, int]:
         "ND_ROUTER_SOLICIT": nftrule.icmpv6_type.names["nd-router-solicit"],
         "ND_NEIGHBOR_SOLICIT": nftrule.icmpv6_type.names["nd-neighbor-solicit"],
         "ND_NEIGHBOR_ADVERT": nftrule.icmpv6_type.names["nd-neighbor-advert"],
-        "ND_REDIRECT": nftrule.icmpv6_type.names["nd-redirect"],
         "ICMP6_ECHO_REQUEST": nftrule.icmpv6_type.names["echo-request"],
         "ICMPV6_MLD2_REPORT": nftrule.icmpv6_type.names["mld2-listener-report"],
         "ICMP_REDIRECT": nftrule.icmp_type.names["redirect"],
