@@ -50,7 +50,8 @@ struct nsb_rt {
 	uint16_t port;	/* of a vxlan, big endian */
 	uint8_t mac[6];
 	char name[16];
-	char type[16]; /* "veth", "bridge"; of a qdisc "tbf", "htb", "netem" */
+	char type[16];	/* "veth", "bridge"; of a qdisc "tbf", "htb", "netem" */
+	char slave[16]; /* what it is a port of: "bridge" */
 	char alias[64];
 	char peer[16];	    /* veth: the other end */
 	int32_t peer_index; /* heeded when index is given, too */
@@ -59,6 +60,7 @@ struct nsb_rt {
 	uint8_t peer_mac[6];
 	uint8_t prefix; /* bits */
 	uint8_t scope;
+	uint8_t hairpin; /* a port of a bridge: frames may go back by it */
 	uint8_t address[16];
 	uint8_t gateway[16];
 	uint8_t source[16];

@@ -300,7 +300,8 @@ class Bridge(links.Owned):
         self._route.do(
             rtnl.veth_add(port, peer, peer_pid=pid, index=index, peer_index=index, up=True,
                           master=self._index, mtu=self.mtu),
-            rtnl.link_set(port, alias=self._mark),
+            # Where br_netfilter is on, by a published port a sandbox comes back to itself.
+            rtnl.link_set(port, alias=self._mark, hairpin=True),
         )  # fmt: skip
         return index
 

@@ -5,6 +5,10 @@
 publishes ports, and keeps networks, the host and the world apart. ``egress_table`` is for the
 namespace of one sandbox: what it may reach. An accept is final for its chain only: a firewall of
 the host with chains of its own can still drop what is accepted here.
+
+What a network needs besides: ``ip_forward``, and ``forwarding`` of IPv6; ``route_localnet`` of the
+bridge, for published ports at 127.0.0.1; hairpin mode of the bridge's ports, without which, where
+br_netfilter is on, a container does not reach itself by a published port.
 """
 
 from __future__ import annotations
@@ -236,9 +240,9 @@ def _inwards(table: Table, bridge: str) -> Iterator[Message]:
 def _to_host(
     table: Table, gateways: Sequence[Statement], host_ports: Iterable[HostPort]
 ) -> Iterator[Message]:
-    # A redirect is "related", and would make the host send a container what is another's.
+    # A redirect is "related", and would make the host send a container what is another's. Of
+    # IPv6 it is "invalid" to conntrack, and dropped below.
     yield table.rule("input", icmp_type("redirect"), drop)
-    yield table.rule("input", icmpv6_type("nd-redirect"), drop)
     yield table.rule("input", ct_state("established", "related"), accept)
     yield table.rule("input", icmp_type("echo-request"), accept)
     # Not router advertisements: the host would take a container for its router.

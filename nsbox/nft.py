@@ -33,6 +33,7 @@ _ERROR, _DONE = 2, 3  # NLMSG_*
 _CAPPED, _ACK_TLVS, _DUMP_INTR = 0x100, 0x200, 0x10  # NLM_F_*
 _ATTR_MSG = 1  # NLMSGERR_ATTR_MSG
 _BUFFER = 65536
+_MOST_ANSWERS = 10_000  # more than a socket holds: who sends others to it keeps nobody here
 _KERNEL = 0  # the port of netlink(7) that only the kernel can send from
 
 #: One at a time: the answers of two on one socket would mix.
@@ -162,7 +163,7 @@ def _send(link: socket.socket, packet: bytes) -> None:
 
 def _answers(link: socket.socket) -> Iterator[_Answer]:
     """All that are there. Where too many errors came the last ones are lost, never the first."""
-    while True:
+    for _ in range(_MOST_ANSWERS):
         try:
             yield from _received(link, socket.MSG_DONTWAIT)
         except BlockingIOError:

@@ -115,16 +115,16 @@ def _message(
     return b"".join((header, bytes((family, 0)), resource.to_bytes(2, "big"), body))
 
 
-def batch(messages: Sequence[Message], first: int = 1) -> bytes:
+def batch(messages: Sequence[Message]) -> bytes:
     """All of *messages* as one transaction: the kernel makes every change of it, or none.
 
-    They are numbered from *first* on. The last one asks for an answer, which comes after the
-    commit; those that fail are answered anyway. (The end of the batch answers since Linux 6.10.)
+    They are numbered from 1 on. The last one asks for an answer, which comes after the commit;
+    those that fail are answered anyway. (The end of the batch answers since Linux 6.10 only.)
     """
-    last = len(messages) - 1
+    last = len(messages)
     return b"".join((
         _message(BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, b""),
-        *(message.encode(first + i, ACK if i == last else 0) for i, message in enumerate(messages)),
+        *(one.encode(i, ACK if i == last else 0) for i, one in enumerate(messages, 1)),
         _message(BATCH_END, 0, 0, 0, SUBSYSTEM >> 8, b""),
     ))  # fmt: skip
 

@@ -185,7 +185,7 @@ icmp_type = Selector("icmp type", _payload(_TRANSPORT, 0, 1), 1, (_IS4, _ICMP),
 icmpv6_type = Selector(
     "icmpv6 type", _payload(_TRANSPORT, 0, 1), 1, (_IS6, _ICMP6),
     {"echo-request": 128, "nd-router-solicit": 133, "nd-neighbor-solicit": 135,
-     "nd-neighbor-advert": 136, "nd-redirect": 137, "mld2-listener-report": 143},
+     "nd-neighbor-advert": 136, "mld2-listener-report": 143},
 )  # fmt: skip
 
 ct_state = Selector("ct state", _ct(0), 4, order=sys.byteorder, flags=True,

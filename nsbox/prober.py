@@ -377,10 +377,20 @@ def check_veth() -> str:
     return ""
 
 
-def check_nft(program: str) -> str:
+def check_nft(packet: str) -> str:
+    """A network's rules, which came as hexadecimal digits: netlink(7), NETLINK_NETFILTER."""
     privileged(NEWNET)
-    run_helper(program, "add table inet nsbox { chain c { type filter hook input priority 0; }; }")
-    return program
+    try:
+        netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
+    except OSError as e:
+        raise Refused("nf_tables", e.errno or 0) from None
+    with netlink:
+        netlink.send(bytes.fromhex(packet))
+        answer = netlink.recv(4096)
+    error = -struct.unpack_from("i", answer, 16)[0]
+    if error:
+        raise Refused("nf_tables", error)
+    return ""
 
 
 # -- cgroups ----------------------------------------------------------------------------------

@@ -86,6 +86,9 @@ def remedy(name: str, found: Found, facts: Facts) -> Remedy:
     """The most likely cause, by what was refused and how."""
     if found.signal == SIGSYS:
         return _seccomp(found, facts)
+    if found.call == "nf_tables" and found.err == errno.ENOENT:
+        return Remedy("this kernel does not have all of nf_tables that networks need",
+                      "modprobe -a nft_chain_nat nft_masq nft_ct nft_fib_inet")  # fmt: skip
     by_errno = {
         errno.ENOSPC: _no_space,
         errno.EAGAIN: _again,
@@ -94,6 +97,7 @@ def remedy(name: str, found: Found, facts: Facts) -> Remedy:
         errno.ENOSYS: _no_call,
         errno.ENODEV: _no_driver,
         errno.EOPNOTSUPP: _no_driver,
+        errno.EPROTONOSUPPORT: _no_driver,
         errno.EINVAL: _no_kind,
     }
     rule = by_errno.get(found.err)

@@ -173,6 +173,7 @@ def link_set(
     mac: str = "",
     name: str = "",
     group: int = 0,
+    hairpin: bool = False,
     netns: int | None = None,
 ) -> Request:
     """Change a link. *master* ``NO_LINK`` takes it out of its bridge; *name* needs an index."""
@@ -180,6 +181,8 @@ def link_set(
                              "mtu": mtu, "alias": alias.encode(), "group": group}  # fmt: skip
     if up is not None:
         fields |= {"flags": _UP * up, "change": _UP}
+    if hairpin:
+        fields |= {"slave": b"bridge", "hairpin": 1}
     if mac:
         fields["mac"] = _mac(mac)
     if name:

@@ -102,6 +102,10 @@ def probe_subuid() -> str:
     return _try("unshare", "--user", "--map-auto", "--map-root-user", "true")
 
 
+def probe_nft() -> str:
+    return "" if shutil.which("nft") else "nft: not installed"
+
+
 def _try(*args: str) -> str:
     try:
         done = subprocess.run(

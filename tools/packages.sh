@@ -37,6 +37,7 @@ for group in "$@"; do
         require util-linux has_command setpriv
         want uidmap has_command newuidmap
         want iproute2 has_command ip
+        want nftables has_command nft # a witness of the tests
         want procps has_command ps
         want busybox-static has_package busybox-static # the root file systems of the tests
         ;;

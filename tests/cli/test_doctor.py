@@ -63,6 +63,16 @@ def test_a_namespace_that_can_be_made_is_reported_so(kind: str) -> None:
     assert report[f"{kind} namespace"].ok, report[f"{kind} namespace"]
 
 
+@pytest.mark.userns
+@pytest.mark.kernel
+def test_the_rules_of_a_network_are_tried_without_any_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check = nsbox.doctor()["nft"]
+    assert check.ok, check
+
+
 @pytest.mark.cgroup
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", ["memory cgroup", "memory limit", "pids cgroup", "pids limit",

@@ -51,6 +51,14 @@ UNSHARE = Found(False, "unshare", errno.EPERM)
             "does not have it", "Linux 6.1", id="an old kernel",
         ),
         pytest.param(
+            "nft", Found(False, "nf_tables", errno.ENOENT), USER,
+            "all of nf_tables", "modprobe -a nft_chain_nat", id="a part of nf_tables",
+        ),
+        pytest.param(
+            "nft", Found(False, "nf_tables", errno.EPROTONOSUPPORT), USER,
+            "does not have it", "modprobe nf_tables", id="no nf_tables",
+        ),
+        pytest.param(
             "seccomp", Found(False, "killed", signal=31), USER,
             "seccomp filter", "SystemCallFilter", id="a filter that kills",
         ),
