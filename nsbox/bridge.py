@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from nsbox.netspec import Address, Dns, Subnet
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
+    from nsbox.subnets import Claim
 
 _INDICES = 1 << 29  # the upper half of what a link's index can be: the kernel counts from 1
 _HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
@@ -73,6 +74,9 @@ class Bridge(links.Owned):
         gateway, gateway6: its own addresses.
     """
 
+    _finds_subnet = False
+    _started = False
+
     def __init__(
         self,
         name: str | None = None,
@@ -92,10 +96,10 @@ class Bridge(links.Owned):
         if subnet is not None:
             self.subnet = cast("IPv4Network", netspec.parse_subnet(subnet, "subnet", 4))
         if subnet6 is not None:
-            if subnet is None:
+            if subnet is None and not self._finds_subnet:
                 raise SpecError("subnet6", "is beside an IPv4 subnet=")
             self.subnet6 = cast("IPv6Network", netspec.parse_subnet(subnet6, "subnet6", 6))
-        if nat and subnet is None and type(self) is Bridge:
+        if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
         self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), mtu
         self._host_ports = tuple(_host_ports(host_ports))
@@ -103,7 +107,6 @@ class Bridge(links.Owned):
         self.table = f"nsb-{secrets.token_hex(6)}"
         self.hosts: hostsfile.HostsFile | None = None
         self._undo = ExitStack()
-        self._started = False
         self._leases: set[Lease] = set()
         self._resolvers: dict[Dns | None, str] = {}
         self._lock = threading.Lock()
@@ -165,12 +168,17 @@ class Bridge(links.Owned):
 
     def _claim(self) -> None:
         """The addresses, of all that run here."""
-        if self.subnet is not None:
-            self._undo.callback(claim_subnet(self.subnet).close)
+        claim = self._claim_subnet()
+        if claim is not None:
+            self._undo.callback(claim.close)
+            self.subnet = cast("IPv4Network", claim.subnet)
             self._pool = Pool(self.subnet)
             self._undo.callback(self._pool.close)
         if self.subnet6 is not None:
             self._undo.callback(claim_subnet(self.subnet6, field="subnet6").close)
+
+    def _claim_subnet(self) -> Claim | None:
+        return None if self.subnet is None else claim_subnet(self.subnet)
 
     def _make(self) -> None:
         _, self._route = self._open(None, "netns")
@@ -316,6 +324,10 @@ class Bridge(links.Owned):
         except OSError as e:
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
 
+    def __del__(self) -> None:
+        if self._started:
+            super().__del__()
+
     def __repr__(self) -> str:
         where = f" {self.subnet}" if self.subnet is not None else ""
         return f"<nsbox.{type(self).__name__} {self.name!r}{where}>"
@@ -327,18 +339,13 @@ class Network(Bridge):
     Takes what ``Bridge`` takes; without *subnet* a free /24 is found when it is started.
     """
 
+    _finds_subnet = True
+
     def __init__(self, name: str | None = None, *, nat: bool = True, **keywords: Any) -> None:
         super().__init__(name, nat=nat, **keywords)
 
-    def _claim(self) -> None:
-        if self.subnet is None:
-            claim = free_subnet()
-            self._undo.callback(claim.close)
-            self.subnet = cast("IPv4Network", claim.subnet)
-            self._pool = Pool(self.subnet)
-            self._undo.callback(self._pool.close)
-            return
-        super()._claim()
+    def _claim_subnet(self) -> Claim | None:
+        return super()._claim_subnet() or free_subnet()
 
 
 def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:

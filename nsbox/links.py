@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
 _MTU = (68, 65535)
+_MAIN = 254  # RT_TABLE_MAIN
 
 
 def check_name(name: Any, field: str) -> str:
@@ -137,9 +138,11 @@ class Interface:
         self._route.do(rtnl.route_add(to, gateway=gateway, index=self.index))
 
     def free_name(self) -> int:
-        """Before it is deleted: its name can be another's at once. Its index; 0: it is gone."""
+        """Before it is deleted: its name, addresses and routes can be another's at once, who gets
+        what is sent there. Its index; 0: it is gone."""
         try:
             index = self.index
+            self._free_addresses(index)
             free = rtnl.link_set(index, name=new_name())
             try:
                 self._route.do(free)
@@ -153,8 +156,23 @@ class Interface:
             return 0
         return index
 
+    def _free_addresses(self, index: int) -> None:
+        doomed = [rtnl.address_delete(index, one) for _, one in self._route.addresses(index)]
+        doomed += [
+            rtnl.route_delete(one.network, gateway=one.gateway, index=index, metric=one.metric)
+            for one in self._route.routes()
+            if one.ifindex == index and one.table == _MAIN
+        ]
+        for request in doomed:
+            try:
+                self._route.do(request)
+            except NetworkError as e:
+                # Of an address that went with another, or a route with its address.
+                if e.errno not in (errno.EADDRNOTAVAIL, errno.ESRCH):
+                    raise
+
     def delete(self) -> None:
-        """With its other end, and soon: its name is free at once."""
+        """With its other end, and soon; its name and addresses are free at once."""
         if index := self.free_name():
             later.delete(self._route, index)
 

@@ -66,9 +66,10 @@ class Plugged:
             StateError: it does not run.
         """
         process = self._network_process()
-        if process is None:
-            raise StateError(f"{self.name!r} does not run", status="stopped")
-        namespace = Namespace.of(process.pid, "net")
+        try:
+            namespace = Namespace.open(-1 if process is None else process.pidfd, "net")
+        except OSError as e:
+            raise StateError(f"{self.name!r} does not run", status="stopped") from e
         try:
             return Interface(rtnl(namespace), ETH0)
         finally:

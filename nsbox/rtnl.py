@@ -380,6 +380,11 @@ class Rtnl:
         with self._lock:
             self._socket.close()
 
+    def __del__(self) -> None:
+        """An ``Interface`` that somebody was given goes without a word."""
+        if hasattr(self, "_lock"):
+            self.close()
+
 
 def _error(request: Request, refused: _core.RtRefused) -> NetworkError | Unavailable:
     err = refused.errno or 0
