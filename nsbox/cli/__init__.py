@@ -38,7 +38,12 @@ def _sandbox_options(parser: argparse.ArgumentParser) -> None:
     add("--cpu", metavar="CORES", help="cores, such as 0.5 or 500m")
     add("--pids", type=int, metavar="N", help="processes and threads")
     add("-t", "--time", type=float, metavar="SECONDS", help="end it after this time")
-    add("--net", choices=("none", "host"), default="none", help="none: a loopback of its own")
+    add("--net", choices=("none", "host", "nat"), default="none",
+        help="none: a loopback of its own; nat: a network of its own that leads out")  # fmt: skip
+    add("-p", "--publish", action="append", default=[], metavar="[ADDRESS:]PORT:PORT[/udp]",
+        help="with --net nat: a port of the host, and which of the sandbox's it is")  # fmt: skip
+    add("--allow", action="append", metavar="NETWORK[:PORT]",
+        help="with --net nat: reach this, and nothing else")  # fmt: skip
     add("--root", metavar="DIR", help="root directory; default: the host's system directories")
     add("-v", "--volume", action="append", default=[], metavar="SRC:DST[:ro|rw]",
         help="bind a directory or file, read-only unless :rw")  # fmt: skip

@@ -53,6 +53,20 @@ def _environment(files: list[str], settings: list[str]) -> dict[str, str]:
     return found
 
 
+def _network(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``--net`` and what goes with it; a network of its own is to be started."""
+    if arguments.net != "nat":
+        for name in ("publish", "allow"):
+            if getattr(arguments, name):
+                raise SpecError(f"--{name}", "needs a network: --net nat")
+        return {"net": arguments.net}
+    from nsbox.bridge import Network
+    from nsbox.spec import Allow
+
+    egress = None if arguments.allow is None else Allow(*arguments.allow)
+    return {"net": Network(), "publish": arguments.publish, "egress": egress}
+
+
 def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of ``nsbox.run`` that the options stand for."""
     from nsbox.spec import Limits
@@ -71,7 +85,7 @@ def keywords(arguments: argparse.Namespace) -> dict[str, Any]:
         "user": arguments.user,
         "hostname": arguments.hostname,
         "mounts": tuple(_volume(text) for text in arguments.volume),
-        "net": arguments.net,
+        **_network(arguments),
         "limits": limits,
         "profile": arguments.profile,
         "best_effort": arguments.best_effort,
@@ -305,7 +319,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     command, options = _command(arguments), keywords(arguments)
     forwarder = None if arguments.tty else Forwarder()
-    with Popen(command, **_streams(arguments), **options) as process:
+    with contextlib.ExitStack() as stack:
+        if arguments.net == "nat":
+            stack.enter_context(options["net"])
+        process = stack.enter_context(Popen(command, **_streams(arguments), **options))
         with _noted(arguments.name, process):
             code = _see_through(process, forwarder) if forwarder else _attach(process)
         _say_why(process)
