@@ -304,14 +304,16 @@ class Bridge(links.Owned):
         """A veth pair: a port of the bridge, and *peer* in the network of process *pid*, where
         its index is what is returned."""
         self._check_there()
-        index = secrets.randbelow(_INDICES) + _INDICES  # ours to choose: so nobody has to ask
+        # Ours to choose, so nobody has to ask for them; two, for a device that is "stacked" on its
+        # own number waits up to a second until the kernel believes that it is up (linkwatch).
+        index = secrets.randbelow(_INDICES) + _INDICES
         self._route.do(
-            rtnl.veth_add(port, peer, peer_pid=pid, index=index, peer_index=index, up=True,
-                          master=self._index, mtu=self.mtu),
+            rtnl.veth_add(port, peer, peer_pid=pid, index=index, peer_index=index - _INDICES + 2,
+                          up=True, master=self._index, mtu=self.mtu),
             # Where br_netfilter is on, by a published port a sandbox comes back to itself.
             rtnl.link_set(port, alias=self._mark, hairpin=True),
         )  # fmt: skip
-        return index
+        return index - _INDICES + 2
 
     def unplug(self, port: str) -> None:
         """Delete the pair, soon."""
