@@ -58,7 +58,6 @@ _STRICT_BITS = (
     | SecureBit.NOROOT_LOCKED
     | SecureBit.NO_SETUID_FIXUP
     | SecureBit.NO_SETUID_FIXUP_LOCKED
-    | SecureBit.KEEP_CAPS_LOCKED
     | SecureBit.NO_CAP_AMBIENT_RAISE
     | SecureBit.NO_CAP_AMBIENT_RAISE_LOCKED
 )
