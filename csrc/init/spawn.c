@@ -73,6 +73,14 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 	spawn->pidfd = pidfd;
 }
 
+/* Whether the child will execute nsbox-init, as its PID 1 or as a pod's pause process. */
+static bool needs_init(const struct nsb_plan *plan)
+{
+	const struct nsb_op *ops = (const struct nsb_op *)(plan + 1);
+
+	return (plan->flags & NSB_PLAN_INIT) || ops[plan->nops - 1].code == NSB_OP_PAUSE;
+}
+
 /*
  * Shares the launcher's memory always, so that it learns the child's pid; dies at once. The
  * child may be born among processes that are hostile. They cannot look into it, for it is not
@@ -88,7 +96,7 @@ static int joiner_main(void *arg)
 	sys_close(NSB_FD_CONTROL);
 	sys_close_range(NSB_FD_LOCK, NSB_FD_OWNER, 0);
 	sys_close(NSB_FD_EPOLL);
-	if (!(cx->plan->flags & NSB_PLAN_INIT)) {
+	if (!needs_init(cx->plan)) {
 		sys_close(cx->exe);
 		sys_close(cx->plan_fd);
 		cx->exe = cx->plan_fd = -1;
