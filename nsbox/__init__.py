@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from nsbox.lifecycle import Events as Events
     from nsbox.lifecycle import LifeEvent as LifeEvent
     from nsbox.lifecycle import events as events
+    from nsbox.links import Interface as Interface
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
     from nsbox.namespace import namespaces as namespaces
@@ -49,11 +50,13 @@ if TYPE_CHECKING:
     from nsbox.result import Reason as Reason
     from nsbox.result import Usage as Usage
     from nsbox.sandbox import explain as explain
+    from nsbox.shaping import TrafficClass as TrafficClass
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
     from nsbox.terminal import Terminal as Terminal
     from nsbox.terminal import attach as attach
+    from nsbox.topology import Topology as Topology
     from nsbox.usage import CgroupStats as CgroupStats
     from nsbox.usage import DiskStats as DiskStats
 
@@ -72,6 +75,7 @@ _WHERE = {
     "ContainerSpec": "podspec",
     "DiskStats": "usage",
     "Events": "lifecycle",
+    "Interface": "links",
     "LifeEvent": "lifecycle",
     "CopyError": "errors",
     "Limits": "spec",
@@ -93,6 +97,8 @@ _WHERE = {
     "StateError": "errors",
     "Terminal": "terminal",
     "TimeoutExpired": "errors",
+    "Topology": "topology",
+    "TrafficClass": "shaping",
     "Unavailable": "errors",
     "Usage": "result",
     "delegate": "delegate",

@@ -35,15 +35,15 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "steps plan profile build limits idmap devices overlay mounts creds compile",
+    3: "steps plan profile build limits idmap devices overlay mounts creds compile wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
-    "processes thaw debug kept mountapi rtnl changes copying archive oci images",
+    "processes thaw debug kept mountapi rtnl shaping changes copying archive oci images",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "templates idmapped watch cputime logs lifecycle result streams sandbox converse command popen "
     "namespace enter ports terminal sandboxes elsewhere "
-    "netlink links",
+    "netlink links pings",
     6: "control contents container",
-    7: "podspec pod",
+    7: "podspec pod nodes topology",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
