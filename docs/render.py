@@ -2,7 +2,7 @@
 """What the pages show of the code itself: rendered when they are built, so that it stays true.
 
 Directives: ``timeline``, ``steps``, ``profiles``, ``layers``, ``ladder``, ``transitions``,
-``exceptions``, ``session`` and ``readme``.
+``exceptions``, ``session``, ``network`` and ``readme``.
 """
 
 from __future__ import annotations
@@ -81,6 +81,16 @@ class Readme(TestcodeDirective):
         self.name = "testcode"
         self.content = StringList(code.splitlines(), str(path))
         return super().run()
+
+
+class Network(TestcodeDirective):
+    """Code that makes a topology ``net``: shown, tested, and below it what it draws of it."""
+
+    def run(self) -> list[nodes.Node]:
+        self.name = "testcode"
+        made: dict[str, Any] = {"nsbox": nsbox}
+        exec("\n".join(self.content), made)  # noqa: S102  (of our own pages)
+        return [*super().run(), nodes.raw("", made["net"].svg(), format="html")]
 
 
 # ----------------------------------------------------------------------------------------- tables
@@ -341,7 +351,7 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     for directive in (Timeline, Steps, Profiles, Layers, Ladder, Transitions, Exceptions, Readme,
-                      Session):  # fmt: skip
+                      Session, Network):  # fmt: skip
         app.add_directive(directive.__name__.lower(), directive)
     app.connect("env-check-consistency", check_reference)
     return {"parallel_read_safe": True}

@@ -53,12 +53,14 @@ if TYPE_CHECKING:
     from nsbox.result import Reason as Reason
     from nsbox.result import Usage as Usage
     from nsbox.sandbox import explain as explain
+    from nsbox.shaping import TrafficClass as TrafficClass
     from nsbox.spec import Allow as Allow
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
     from nsbox.terminal import Terminal as Terminal
     from nsbox.terminal import attach as attach
+    from nsbox.topology import Topology as Topology
     from nsbox.usage import CgroupStats as CgroupStats
     from nsbox.usage import DiskStats as DiskStats
 
@@ -102,6 +104,8 @@ _WHERE = {
     "StateError": "errors",
     "Terminal": "terminal",
     "TimeoutExpired": "errors",
+    "Topology": "topology",
+    "TrafficClass": "shaping",
     "Unavailable": "errors",
     "Usage": "result",
     "Veth": "links",

@@ -31,6 +31,7 @@ class Build:
             without a user namespace.
         template: the mount namespace comes from a template.
         maps: of the user namespace, where the caller said them.
+        sysctls: (name with slashes, value) for the network namespace that is made.
     """
 
     spec: Spec
@@ -42,6 +43,7 @@ class Build:
     id_map: str = ""
     template: bool = False
     maps: IdMap | None = None
+    sysctls: tuple[tuple[str, str], ...] = ()
     steps: list[Step] = field(default_factory=list)
     passed: list[Slot] = field(default_factory=list)
     applied: dict[str, str] = field(default_factory=dict)

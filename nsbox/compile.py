@@ -247,6 +247,7 @@ def _port_sysctls(build: Build) -> list[tuple[str, str]]:
 def _add_proc_writes(build: Build) -> None:
     """sysctls and oom_score_adj, through a procfs that is attached nowhere."""
     writes = [(path, value, "net") for path, value in _port_sysctls(build)]
+    writes += [(f"sys/{name}", value, "net") for name, value in build.sysctls]
     if build.profile.lock_userns and "user" in build.new:
         writes.append(("sys/user/max_user_namespaces", "0", "profile"))
         build.applied["user-namespace lock"] = "max_user_namespaces=0"
@@ -526,13 +527,26 @@ def compile_template(spec: Spec, host: Host) -> Plan:
     return _finish_pause(build, "until its namespace is held", "root")
 
 
-def compile_pause(spec: Spec, host: Host, join: tuple[str, ...] = ()) -> Plan:
+def compile_pause(
+    spec: Spec,
+    host: Host,
+    join: tuple[str, ...] = (),
+    *,
+    join_map: str = "",
+    sysctls: tuple[tuple[str, str], ...] = (),
+) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
     It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
-    /dev/shm, so that it pins none of the host's file systems. *join*: ``("net",)``, of another.
+    /dev/shm, so that it pins none of the host's file systems.
+
+    Args:
+        join: ``("net",)`` or ``("user",)``, of the process in slot ("pidfd", "join").
+        join_map: how that user namespace maps ids, see ``Build.id_map``.
+        sysctls: of its network, as ``("net/ipv4/ip_forward", "1")``.
     """
-    build = _start(spec, host, join)
+    build = _start(spec, host, join, join_map)
+    build.sysctls = sysctls
     _pass_joined(build)
     _add_joins(build)
     _add_clone(build)

@@ -15,7 +15,7 @@ import secrets
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, later, launcher, rtnl
+from nsbox import interrupts, later, launcher, rtnl, shaping
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
@@ -24,7 +24,8 @@ from nsbox.registry import LINKS
 if TYPE_CHECKING:
     from nsbox.netspec import Address, Subnet
     from nsbox.rtnl import Interface as IpInterface
-    from nsbox.rtnl import Rtnl
+    from nsbox.rtnl import Queue, Rtnl
+    from nsbox.shaping import Shape
 
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
 _MTU = (68, 65535)
@@ -113,6 +114,11 @@ class Interface:
     def up(self) -> None:
         self._route.do(rtnl.link_set(self.name, up=True))
 
+    @property
+    def is_up(self) -> bool:
+        """It was set up. Packets pass when its other end is up, too."""
+        return self._look().up
+
     def down(self) -> None:
         self._route.do(rtnl.link_set(self.name, up=False))
 
@@ -175,6 +181,68 @@ class Interface:
         """With its other end, and soon; its name and addresses are free at once."""
         if index := self.free_name():
             later.delete(self._route, index)
+
+    def shape(
+        self,
+        rate: Any = None,
+        *,
+        burst: Any = None,
+        latency: Any = None,
+        delay: Any = None,
+        jitter: Any = None,
+        loss: Any = None,
+    ) -> Shape:
+        """Bound or disturb what *leaves* the link at this end; what arrives here was shaped, or
+        not, at the other. It replaces an earlier shape or ``classes``, with what waits in them.
+
+        Args:
+            rate: bits a second, as ``"8Mbit"``; tc-tbf(8). Packets count with their Ethernet
+                header, of 14 bytes.
+            burst: bytes that may leave at once; by default what 10 ms take, or two packets.
+            latency: how long packets wait for the rate, 50 ms; those beyond it are dropped.
+            delay: how much later each comes, as ``"5ms"``; tc-netem(8). At most 4 s.
+            jitter: by how much that varies, more or less. Packets may overtake each other.
+            loss: the share that is lost, as ``"1%"`` or 0.01.
+
+        Raises:
+            SpecError: a value is wrong.
+            Unavailable: the kernel has no tbf or netem; nothing has changed.
+            NetworkError: the kernel refused.
+        """
+        shape = shaping.make_shape(rate, burst=burst, latency=latency, delay=delay, jitter=jitter,
+                                   loss=loss)  # fmt: skip
+        shaping.apply(self._route, self.name, shape)
+        return shape
+
+    def unshape(self) -> None:
+        """Undo ``shape`` and ``classes``; idempotent."""
+        shaping.clear(self._route, self.name)
+
+    def classes(self, rate: Any, classes: Any, *, default: str) -> None:
+        """Divide *rate* among classes of packets; tc-htb(8). Replaces an earlier shape.
+
+        A packet's class is its priority, ``Limits(net_priority="1:20")`` of the sandbox that sends
+        it. A veth pair forgets that number, so this has to be the end in the network namespace of
+        the sandbox.
+
+        Args:
+            rate: of all together, bits a second, as ``"8Mbit"``.
+            classes: ``{"1:10": TrafficClass("2Mbit"), "1:20": ...}``: numbers as tc(8) has them.
+            default: the class of packets with the number of none.
+
+        Raises:
+            SpecError: a value is wrong, or the classes get more than there is.
+            Unavailable: the kernel has no htb.
+            NetworkError: the kernel refused.
+        """
+        shaping.apply_classes(self._route, self.name, rate, classes, default)
+
+    @property
+    def queues(self) -> list[Queue]:
+        """Queueing disciplines and their classes, each with what it has counted."""
+        index = self.index
+        return [*self._route.queues(index),
+                *(one for one in self._route.classes(index) if one.type != "tbf")]  # fmt: skip
 
     def __repr__(self) -> str:
         return f"<nsbox.Interface {self.name!r}>"
@@ -321,6 +389,16 @@ class Veth(Owned):
             return
         self.peer.free_name()
         self.link.delete()
+
+    def shape(self, rate: Any = None, **more: Any) -> None:
+        """``Interface.shape`` of both ends: each direction by itself."""
+        for end in (self.link, self.peer):
+            end.shape(rate, **more)
+
+    def unshape(self) -> None:
+        """Undo it."""
+        for end in (self.link, self.peer):
+            end.unshape()
 
     def __enter__(self) -> Veth:
         return self

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 RT = _core.RT
 _SOL_NETLINK, _EXT_ACK = 270, 11
-_UP, _NODAD, _PERMANENT = 0x1, 0x2, 0x80  # IFF_UP, IFA_F_NODAD, NUD_PERMANENT
+_UP, _RUNNING = 0x1, 0x40  # IFF_UP, IFF_RUNNING
+_NODAD, _PERMANENT = 0x2, 0x80  # IFA_F_NODAD, NUD_PERMANENT
 NO_LINK = 0xFFFFFFFF  # stands for "none" where 0 says nothing
 #: Handles of traffic control, see tc(8).
 ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
@@ -47,7 +48,8 @@ class Request(NamedTuple):
 
 class Link(NamedTuple):
     """A link that is there. *peer*: of a veth the other end's index, of a macvlan and its kin the
-    link below; *counts*: packets, bytes, errors, dropped, each received and then sent."""
+    link below; *counts*: packets, bytes, errors, dropped, each received and then sent; *running*:
+    packets can pass, so the other end is up too."""
 
     ifindex: int
     name: str
@@ -59,6 +61,7 @@ class Link(NamedTuple):
     master: int
     peer: int
     counts: tuple[int, ...]
+    running: bool = False
 
 
 class Route(NamedTuple):
@@ -80,7 +83,10 @@ class Neighbour(NamedTuple):
 
 
 class Queue(NamedTuple):
-    """A queueing discipline, or a class of one: its counters since it was made."""
+    """A queueing discipline, or a class of one: its counters since it was made.
+
+    *drops* are packets that found no room, *overlimits* how often one had to wait.
+    """
 
     ifindex: int
     type: str
@@ -90,6 +96,12 @@ class Queue(NamedTuple):
     packets: int
     drops: int
     overlimits: int
+
+    @property
+    def id(self) -> str:
+        """Its handle as tc(8) writes it: ``"2:"``, or of a class ``"1:14"``."""
+        minor = self.handle & 0xFFFF
+        return f"{self.handle >> 16:x}:{minor:x}" if minor else f"{self.handle >> 16:x}:"
 
 
 # -- requests ---------------------------------------------------------------------------------
@@ -390,7 +402,10 @@ def _error(request: Request, refused: _core.RtRefused) -> NetworkError | Unavail
     err = refused.errno or 0
     kind = request.fields.get("type", b"").decode()
     if kind and (err == errno.EOPNOTSUPP or (err == errno.ENOENT and "class" not in request.what)):
-        return Unavailable(request.what, f"this kernel has no {kind}", err=err)
+        hint = ""
+        if request.what.startswith("qdisc"):
+            hint = f"modprobe sch_{kind} (CONFIG_NET_SCH_{kind.upper()})"
+        return Unavailable(request.what, f"this kernel has no {kind}", err=err, hint=hint)
     return NetworkError(err, request.what, refused.said, hint=_HINTS.get(err, ""))
 
 
@@ -401,7 +416,7 @@ def _ip(raw: Any, field: str) -> Address:
 def _link(raw: Any) -> Link:
     return Link(raw.index, raw.text("name"), raw.text("type"), raw.text("alias"),
                 raw.data("mac", 6).hex(":"), raw.mtu, bool(raw.flags & _UP), raw.master, raw.link,
-                tuple(raw.counts))  # fmt: skip
+                tuple(raw.counts), bool(raw.flags & _RUNNING))  # fmt: skip
 
 
 def _queue(raw: Any) -> Queue:

@@ -134,7 +134,7 @@ class Limits:
             device file, or anything on a file system that is on it (io.max;
             blkio.throttle.* on v1).
         net_priority: of its packets, for queueing disciplines (``SO_PRIORITY``, socket(7)),
-            whatever it asks for itself; root only.
+            whatever it asks for itself: a number, or a class of tc(8) as ``"1:20"``; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
@@ -159,7 +159,7 @@ class Limits:
     disk: units.Size | None = None
     inodes: int | None = None
     nofile: int | None = None
-    net_priority: int | None = None
+    net_priority: int | str | None = None
     oom_group: bool = True
 
     def __post_init__(self) -> None:
@@ -176,6 +176,8 @@ class Limits:
             put(self, "cpuset", units.cpus(self.cpuset, "cpuset"))
         if self.io is not None:
             put(self, "io", _io(self.io))
+        if isinstance(self.net_priority, str):
+            put(self, "net_priority", units.class_id(self.net_priority, "net_priority"))
         for name, floor, most in (("pids", 1, 1 << 22), ("inodes", 16, 1 << 40),
                                   ("nofile", 3, 1 << 30), ("cpu_weight", 1, 10000),
                                   ("net_priority", 0, (1 << 32) - 1)):  # fmt: skip

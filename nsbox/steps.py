@@ -455,10 +455,14 @@ class HandOver:
 
 
 class Netlink(enum.IntEnum):
-    """Protocols of netlink(7)."""
+    """Sockets that are opened where the caller is not: address family, type and protocol.
 
-    ROUTE = 0
-    NETFILTER = 12
+    Those of netlink(7), and one for echo requests, icmp(7).
+    """
+
+    ROUTE = 0x100300
+    NETFILTER = 0x10030C
+    ICMP = 0x020301
 
 
 @dataclass(frozen=True, slots=True)

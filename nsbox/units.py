@@ -178,6 +178,36 @@ def share(value: float | str, field: str) -> float:
     return result
 
 
+_CLASS = re.compile(r"([0-9a-fA-F]{1,4}):([0-9a-fA-F]{1,4})", re.ASCII)
+
+
+def class_id(value: str | int, field: str) -> int:
+    """The handle of a class of tc(8), as skb->priority has it: 0x10014 of ``"1:14"``.
+
+    Both numbers are hexadecimal, as tc writes them.
+    """
+    match = _CLASS.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None or not int(match[2], 16):
+        raise SpecError(field, f'{value!r} is not a class; use one such as "1:14"')
+    return int(match[1], 16) << 16 | int(match[2], 16)
+
+
+def format_rate(bits: int) -> str:
+    """``"8Mbit"`` or ``"1.536Mbit"``, in the largest unit of tc(8), with four digits at most."""
+    for unit, size in (("Gbit", 10**9), ("Mbit", 10**6), ("kbit", 10**3)):
+        if bits >= size:
+            return f"{bits / size:.4g}{unit}"
+    return f"{bits}bit"
+
+
+def format_time(seconds: float) -> str:
+    """``"5ms"``, ``"250us"`` or ``"1.5s"``."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.4g}{unit}"
+    return f"{seconds * 1e6:.4g}us"
+
+
 def _float(value: float) -> float:
     """As a float; infinity where an int is too large for one."""
     try:

@@ -145,6 +145,13 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
         "template of a directory": lambda: compiler.compile_template(directory, root),
         "pause, root": lambda: compiler.compile_pause(one, root),
         "pause, user": lambda: compiler.compile_pause(one, user),
+        "pause, joined": lambda: compiler.compile_pause(
+            make_spec(["pause"], namespaces=("net", "pid", "mnt")),
+            user,
+            ("user",),
+            join_map="single",
+            sysctls=(("net/ipv4/ip_forward", "1"),),
+        ),
         "pause, everything": lambda: compiler.compile_pause(spec, root),
         "exec, root": lambda: exec_plan("root, v1", spec),
         "exec, user": lambda: exec_plan("user, delegated v2", spec),
@@ -163,6 +170,7 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
         ),
         "id holder": lambda: compiler.compile_id_holder(((0, 7, 1),), ((0, 8, 1), (9, 9, 2))),
         "socket": lambda: compiler.compile_netlink(("user", "net"), Netlink.NETFILTER),
+        "socket for echo requests": lambda: compiler.compile_netlink(("net",), Netlink.ICMP),
         "helper": lambda: compiler.compile_helper(("/usr/bin/newuidmap", "1", "0", "1", "1")),
     }
 

@@ -36,16 +36,16 @@ FLOORS: dict[int, str] = {
     1: "errors units names",
     2: "spec host netspec netallow",
     3: "steps plan profile build limits idmap devices overlay mounts creds compile "
-    "nftmsg nftrule netrules etc",
+    "nftmsg nftrule netrules etc wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
-    "processes thaw debug kept mountapi rtnl later nft changes copying archive oci images "
+    "processes thaw debug kept mountapi rtnl later nft shaping changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "templates idmapped watch cputime ring logs lifecycle result streams sandbox converse command "
     "popen namespace enter ports terminal sandboxes elsewhere "
-    "netlink links lease bridge plugged",
+    "netlink links lease bridge plugged pings",
     6: "control contents container",
-    7: "podspec pod",
+    7: "podspec pod nodes topology",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
