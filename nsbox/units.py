@@ -20,6 +20,7 @@ _RATE = re.compile(
 )
 _TIME = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*(s|ms|us|ns|secs?|msecs?|usecs?)", re.ASCII)
 _PERCENT = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*%", re.ASCII)
+_CLASS = re.compile(r"([0-9a-fA-F]{1,4}):([0-9a-fA-F]{1,4})", re.ASCII)
 _PER_SECOND = {"s": 1, "m": 1_000, "u": 1_000_000, "n": 1_000_000_000}
 _POWER = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _MAX = 1 << 62
@@ -176,9 +177,6 @@ def share(value: float | str, field: str) -> float:
     if not 0 <= result <= 1:
         raise SpecError(field, f"{value!r} is not a share: it is more than all or less than none")
     return result
-
-
-_CLASS = re.compile(r"([0-9a-fA-F]{1,4}):([0-9a-fA-F]{1,4})", re.ASCII)
 
 
 def class_id(value: str | int, field: str) -> int:
