@@ -65,7 +65,8 @@ _OWNER_IN_NAME: Final = re.compile(r"nsbox-(\d+)-(\d+)-")
 _ENTRY: Final = re.compile(r"nsbox-(\d+)-(\d+)-\d+-lock$")
 # nsbox-PID-START-N, and what tempfile makes of "nsbox-"; tools put a word there (nsbox-vm-…).
 _TEMPORARY: Final = re.compile(r"nsbox-(\d+(-.*)?|[a-z0-9_]{8})$")
-_WATCH: Final = "nsbox-watch"  # the library's one thread: normal, whenever it starts
+#: The library's own threads, one of each: normal, whenever they start.
+_KEPT: Final = ("nsbox-watch", "nsbox-later")
 _PF_KTHREAD: Final = 0x00200000
 _SYSCTLS: Final = (
     "kernel/hostname", "kernel/domainname", "kernel/core_pattern", "net/ipv4/ip_forward",
@@ -382,7 +383,7 @@ def _threads() -> Iterator[Item]:
             cut = stat.rindex(")")
             name = names.get(int(tid), "")
             ident = f"{tid} started at {stat[cut:].split()[20]}"
-            if not name or name == _WATCH:
+            if not name or name in _KEPT:
                 ident = name = name or stat[stat.index("(") + 1 : cut]
             yield Item("thread", ident, f"{name} (thread {tid})")
 
@@ -912,7 +913,8 @@ class _Diff:
     def _items(self) -> Iterator[Leak]:
         """Everything else: a multiset difference, then the proofs."""
         before = Counter(self.base.items)
-        before[Item("thread", _WATCH)] = 1
+        for name in _KEPT:
+            before[Item("thread", name)] = 1
         old = {(i.kind, i.ident, i.detail) for i in self.base.items}
         left = Counter(i for i in self.now.items if i.kind != "namespace") - before
         # Of several with one ident, those that were not there by detail are the ones to name.
