@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Published ports: reached from outside, from the host, from other containers; at one address, in
+ranges, by number or chosen; and what is said when one is in use."""
+
+from __future__ import annotations
+
+import re
+import socket
+from ipaddress import IPv6Address
+from pathlib import Path
+
+import pytest
+from network.world import (
+    GATEWAY,
+    GATEWAY6,
+    HOST,
+    HOST6,
+    OUTSIDE,
+    OUTSIDE6,
+    SUBNET,
+    SUBNET6,
+    asks,
+    elsewhere,
+    idle,
+    number,
+    python,
+    raises,
+    server,
+    wait_ready,
+    world,
+)
+
+import nsbox
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_a_published_port_is_reached_from_everywhere() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
+         server("web", net, publish="8080:80") as web, idle("b", net) as b:  # fmt: skip
+        assert web.ports == ((None, 8080, 80, "tcp"),)
+        assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+        assert world.host.asks(HOST, 8080) == f"web {HOST}"
+        for own in ("127.0.0.1", "127.0.0.9", GATEWAY):
+            assert world.host.asks(own, 8080) == f"web {GATEWAY}", own
+        assert asks(b, GATEWAY, 8080) == f"web {GATEWAY}"
+        assert asks(b, HOST, 8080) == f"web {GATEWAY}"
+        assert world.outside.asks(HOST, 80) == "ECONNREFUSED"
+    assert world.outside.asks(HOST, 8080) == "ECONNREFUSED"
+
+
+@elsewhere
+def test_a_container_reaches_itself_by_what_is_published() -> None:
+    """Where bridged packets are not filtered: else the bridge keeps them from the port they came
+    from."""
+    if Path("/proc/sys/net/bridge").exists():
+        world.host.setting("bridge/bridge-nf-call-iptables", 0)
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="8080:80") as web:
+        assert asks(web, GATEWAY, 8080) == f"web {GATEWAY}"
+
+
+@elsewhere
+def test_udp_is_published_by_its_own_number() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
+         server("dns", net, 53, "udp", publish="53:53/udp") as dns, idle("b", net) as b:  # fmt: skip
+        assert dns.ports == ((None, 53, 53, "udp"),)
+        assert world.outside.asks(HOST, 53, "udp") == f"dns {OUTSIDE}"
+        assert world.host.asks(HOST, 53, "udp") == f"dns {HOST}"
+        assert world.host.asks("127.0.0.1", 53, "udp") == f"dns {GATEWAY}"
+        assert asks(b, GATEWAY, 53, "udp") == f"dns {GATEWAY}"
+        assert world.outside.asks(HOST, 53, "tcp") == "ECONNREFUSED"
+
+
+@elsewhere
+def test_ipv6_is_published_at_an_address_of_its_own() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, \
+         server("web", net, at="::", publish=f"[{HOST6}]:8080:80") as web, \
+         idle("b", net) as b:  # fmt: skip
+        assert web.ports == ((IPv6Address(HOST6), 8080, 80, "tcp"),)
+        assert world.outside.asks(HOST6, 8080) == f"web {OUTSIDE6}"
+        assert world.host.asks(HOST6, 8080) == f"web {HOST6}"
+        assert asks(b, HOST6, 8080) == f"web {GATEWAY6}"
+        assert world.outside.asks(HOST, 8080) == "ECONNREFUSED"
+
+
+@elsewhere
+def test_an_address_that_is_named_is_the_only_one() -> None:
+    world.host.ip("addr add 192.0.2.9/32 dev out0")
+    world.outside.ip("route add 192.0.2.9 dev eth0")
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        with server("web", net, publish="192.0.2.9:80:80"):
+            assert world.outside.asks("192.0.2.9", 80) == f"web {OUTSIDE}"
+            assert world.outside.asks(HOST, 80) == "ECONNREFUSED"
+            assert world.host.asks("127.0.0.1", 80) == "ECONNREFUSED"
+            with server("other", net, publish=f"{HOST}:80:80"):  # the same port beside it
+                assert world.outside.asks(HOST, 80) == f"other {OUTSIDE}"
+                assert world.outside.asks("192.0.2.9", 80) == f"web {OUTSIDE}"
+        with server("web", net, publish="127.0.0.1:80:80"):
+            assert world.host.asks("127.0.0.1", 80) == f"web {GATEWAY}"
+            assert world.host.asks(HOST, 80) == "ECONNREFUSED"
+            assert world.outside.asks(HOST, 80) == "ECONNREFUSED"
+    world.host.ip("addr del 192.0.2.9/32 dev out0")
+
+
+@elsewhere
+def test_a_neighbour_that_sends_to_127_0_0_1_does_not_reach_what_is_published_there() -> None:
+    """route_localnet of the bridge is for the host's own programs (CVE-2020-8558)."""
+    world.outside.ip("addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.0/8 via {HOST}")
+    world.outside.setting("ipv4/conf/eth0/route_localnet", 1)
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="127.0.0.1:80:80"), \
+         world.host.serves(81, address="127.0.0.1"):  # fmt: skip
+        assert world.host.asks("127.0.0.1", 80) == f"web {GATEWAY}"
+        assert world.host.asks("127.0.0.1", 81) == "it 127.0.0.1"
+        for port in (80, 81):
+            assert world.outside.asks("127.0.0.1", port, patience_s=0.5) == "silence"
+
+
+@elsewhere
+def test_a_range_and_a_port_that_nsbox_chooses() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
+         server("web", net, 9001, publish=["9100-9102:9000-9002", "9001", 9001]) as web:  # fmt: skip
+        assert web.ports[:3] == tuple((None, 9100 + n, 9000 + n, "tcp") for n in range(3))
+        chosen = [port for _, port, inside, _ in web.ports[3:] if inside == 9001]
+        assert len(set(chosen)) == 2
+        for port in (9101, *chosen):
+            assert world.outside.asks(HOST, port) == f"web {OUTSIDE}", port
+            assert world.host.asks("127.0.0.1", port) == f"web {GATEWAY}", port
+        assert world.outside.asks(HOST, 9100) == "ECONNREFUSED"  # there is nobody in the container
+
+
+@elsewhere
+def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, nsbox.Network("nsb1") as other, \
+         server("web", net, publish=["8080:80", "53:53/udp"]):  # fmt: skip
+        for where in (net, other):
+            for wanted in ("8080:80", f"{HOST}:8080:80", "8079-8081:80-82"):
+                with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish=wanted):
+                    pass
+                assert said == ["publish: tcp port 8080 of the host: Address already in use"], said
+            with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish="53:1/udp"):
+                pass
+            assert said == ["publish: udp port 53 of the host: Address already in use"], said
+        with world.host.serves(8081), raises(nsbox.Unavailable, "publish") as said, \
+             idle("b", net, publish="8081:80"):  # fmt: skip
+            pass
+        assert said == ["publish: tcp port 8081 of the host: Address already in use"], said
+        with pytest.raises(OSError) as caught, world.host.serves(8080):
+            pass
+        assert number(caught.value) == "EADDRINUSE"
+        assert len(net.leases) == 1
+        assert other.leases == ()
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="8080:80"):
+        assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+
+
+@elsewhere
+def test_two_pods_listen_on_the_same_port_and_are_published_on_two() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        pods = [nsbox.Pod(name, [nsbox.ContainerSpec("web", python("serve", "tcp", 80, name))],
+                          net=net, publish=f"{port}:80")
+                for name, port in (("one", 8001), ("two", 8002))]  # fmt: skip
+        with pods[0] as one, pods[1] as two:
+            for pod, port in ((one, 8001), (two, 8002)):
+                wait_ready(pod["web"])
+                assert pod.ports == ((None, port, 80, "tcp"),)
+                assert world.outside.asks(HOST, port) == f"{pod.name} {OUTSIDE}"
+            one["web"].kill()
+            one["web"].wait_restarted(1)
+            assert world.outside.asks(HOST, 8002) == f"two {OUTSIDE}"
+
+
+@elsewhere
+def test_what_is_refused_before_anything_is_made() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        for publish, text in (
+            ("web", "publish: 'web' does not say which port; "
+                    'use "8080:80", "127.0.0.1:8080:80", "53:53/udp" or 80'),
+            ("70000:80", "publish: '70000' is not a port, or a range of them, in 1..65535"),
+            ("8080:80/sctp", "publish: protocol 'sctp' is none of tcp, udp"),
+            (["80:80", "80:81"], "publish[1]: 80:81/tcp overlaps publish[0], 80:80/tcp"),
+        ):
+            with raises(nsbox.SpecError) as said:
+                idle("a", net, publish=publish)
+            assert said == [text]
+        with raises(nsbox.SpecError, "publish") as said:
+            nsbox.run(["true"], publish="80:80")
+        assert said == ["publish: is of a sandbox with a network: net= a Bridge or a Network"]
+        with raises(nsbox.Unavailable, "publish") as said, \
+             idle("a", net, publish="[2001:db8::1]:80:80"):  # fmt: skip
+            pass
+        assert re.match(r"publish: .*: the sandbox has no such address", said[0]), said
+        with raises(nsbox.Unavailable, "publish") as said, \
+             idle("a", net, publish="203.0.113.9:80:80"):  # fmt: skip
+            pass
+        assert "Cannot assign requested address" in said[0], said
+        assert net.leases == ()
+
+
+@elsewhere
+def test_an_established_connection_is_the_container_s_until_it_ends() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        code = "import socket, time; s = socket.create_server(('', 80)); print('ready', flush=True); c = s.accept()[0]; time.sleep(1000)"  # noqa: E501
+        with nsbox.Container(["python3", "-SIuc", code], net=net, publish="8080:80") as web:
+            wait_ready(web)
+            with world.outside.inside():
+                made = socket.create_connection((HOST, 8080), 5)
+        with made:
+            made.settimeout(5)
+            assert made.recv(9) == b""  # its end was told
