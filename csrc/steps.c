@@ -53,6 +53,8 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_PTY] = step_pty,		   /* n: struct winsize */
 	[NSB_OP_ROOT_OVERLAY] = step_root_overlay, /* n: MOUNT_ATTR_* */
 	[NSB_OP_SOCKET] = step_socket,		   /* n: NETLINK_* */
+	[NSB_OP_LANDLOCK] = step_landlock,	   /* n: LANDLOCK_SCOPE_* */
+	[NSB_OP_SECCOMP] = step_seccomp, /* a: struct sock_filter, n: bytes, m: SECCOMP_FILTER_FLAG_* */
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

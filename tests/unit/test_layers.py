@@ -35,7 +35,7 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names",
     2: "spec host",
-    3: "steps plan profile build limits idmap devices overlay mounts creds compile",
+    3: "steps plan profile build limits idmap devices overlay mounts creds seccomp confine compile",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi rtnl changes copying archive oci images",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
