@@ -50,6 +50,7 @@ static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_OPEN] = { STR, SLOT, NIL },
 	[NSB_OP_PTY] = { SLOT, SLOT, NIL },
 	[NSB_OP_SOCKET] = { SLOT, NIL, NIL },
+	[NSB_OP_SECCOMP] = { DATA, NIL, NIL },
 };
 /* clang-format on */
 

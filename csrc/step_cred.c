@@ -1,6 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Steps that change who the payload is. Order: bounding set, groups, gid, uid, capabilities. */
+/* Steps that change who the payload is, and what it may ask of the kernel. Order: bounding set,
+ * groups, gid, uid, capabilities, no_new_privs, Landlock, and the filter last of all. */
 #include "steps.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 
 int step_setgroups(struct nsb_ctx *cx, const struct nsb_op *op)
 {
@@ -90,4 +94,35 @@ int step_keyring(struct nsb_ctx *cx, const struct nsb_op *op)
 	cx->call = "keyctl";
 	err = (int)nsb_sys2(__NR_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
 	return err < 0 ? err : 0;
+}
+
+/* A Landlock domain that has no rules, but scopes (Linux 6.12): its processes connect to abstract
+ * sockets of, and send signals to, each other only. What is outside reaches in as before. */
+int step_landlock(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	struct {
+		uint64_t fs, net, scoped;
+	} attr = { .scoped = op->n }; /* struct landlock_ruleset_attr, which older headers cut */
+	int ruleset, err;
+
+	cx->call = "landlock_create_ruleset";
+	ruleset = (int)nsb_sys3(__NR_landlock_create_ruleset, &attr, sizeof(attr), 0);
+	if (ruleset < 0)
+		return ruleset;
+	cx->call = "landlock_restrict_self";
+	err = (int)nsb_sys2(__NR_landlock_restrict_self, ruleset, 0);
+	sys_close(ruleset);
+	return err;
+}
+
+/* Of this thread, and of all that comes of it. no_new_privs was set before. */
+int step_seccomp(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	struct sock_fprog program = {
+		.len = (unsigned short)(op->n / sizeof(struct sock_filter)),
+		.filter = (void *)(cx->base + op->a),
+	};
+
+	cx->call = "seccomp";
+	return (int)nsb_sys3(__NR_seccomp, SECCOMP_SET_MODE_FILTER, op->m, &program);
 }

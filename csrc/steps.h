@@ -64,7 +64,7 @@ int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name);
 int nsb_new_mount(struct nsb_ctx *cx, const char *type, const char *options, uint64_t attrs);
 /* step_cred.c */
 nsb_step_fn step_setgroups, step_setgid, step_setuid, step_bounding, step_securebits, step_caps,
-	step_ambient, step_no_new_privs, step_keyring;
+	step_ambient, step_no_new_privs, step_keyring, step_landlock, step_seccomp;
 /* step_exec.c */
 nsb_step_fn step_umask, step_rlimit, step_setsid, step_dumpable, step_pdeathsig, step_fd,
 	step_cloexec, step_init, step_signals, step_execing, step_exec, step_pause, step_pty;

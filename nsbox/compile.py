@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox import creds, devices, limits, mounts
+from nsbox import confine, creds, devices, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -307,6 +307,7 @@ def _add_exec(build: Build, env: tuple[str, ...]) -> None:
     program = build.spec.args[0]
     build.add(Simple(Opcode.SIGNALS, "signals", "none blocked, all default", "profile"))
     build.add(Simple(Opcode.EXECING, "execing", "everything is set up", "args"))
+    confine.add_filter(build)  # of the payload: nsbox-init is none, and was left before
     paths = [program]
     if "/" not in program:
         path = next((e[5:] for e in reversed(env) if e.startswith("PATH=")), PATH)
@@ -332,6 +333,7 @@ def _add_process(build: Build) -> None:
     source = "profile" if mask == Spec.umask else "umask"
     build.add(Number(Opcode.UMASK, "umask", f"{mask:03o}", mask, source))
     creds.add_credentials(build)
+    confine.add_scopes(build)  # before resource limits, which may leave no descriptor for it
     _stay_hidden(build)
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
     creds.add_descriptors(build)

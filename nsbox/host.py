@@ -32,6 +32,9 @@ class Host:
         spare_net: the launcher may make network namespaces ahead.
         net_sysctls: it can write those of a network namespace, below /proc/sys/net.
         templates: roots may be built once and entered, see templates.py.
+        seccomp: filters of system calls can be loaded.
+        landlock: the version of its ABI, 0 for none.
+        machine: as ``uname -m`` has it: what numbers system calls have.
     """
 
     euid: int = 0
@@ -52,6 +55,9 @@ class Host:
     spare_net: bool = True
     net_sysctls: bool = True
     templates: bool = True
+    seccomp: bool = True
+    landlock: int = 7
+    machine: str = "x86_64"
 
     @functools.cached_property
     def _hash(self) -> int:

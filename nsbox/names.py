@@ -59,6 +59,8 @@ class Opcode(enum.IntEnum):
     PTY = 45
     ROOT_OVERLAY = 46
     SOCKET = 47
+    LANDLOCK = 48
+    SECCOMP = 49
 
 
 class OpFlag(enum.IntFlag):
@@ -168,6 +170,19 @@ class SecureBit(enum.IntFlag):
     KEEP_CAPS_LOCKED = 0x20
     NO_CAP_AMBIENT_RAISE = 0x40
     NO_CAP_AMBIENT_RAISE_LOCKED = 0x80
+
+
+class Scope(enum.IntFlag):
+    """``LANDLOCK_SCOPE_*``: what a Landlock domain cannot reach outside of it. Linux 6.12."""
+
+    ABSTRACT_UNIX_SOCKET = 1
+    SIGNAL = 2
+
+
+class FilterFlag(enum.IntFlag):
+    """``SECCOMP_FILTER_FLAG_*`` of seccomp(2)."""
+
+    SPEC_ALLOW = 4
 
 
 #: capabilities(7), in the kernel's numbering.

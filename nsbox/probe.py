@@ -9,14 +9,17 @@ import re
 import resource
 import shutil
 import stat
+import struct
 from pathlib import Path
 
-from nsbox import hierarchy
+from nsbox import _core, hierarchy
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
+from nsbox.seccomp import Ret
 from nsbox.spec import DEVICES
+from nsbox.syscalls import machine, number_of
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")
 _ATTACH_BPF = 1 << CAPABILITIES.index("BPF") | 1 << CAPABILITIES.index("NET_ADMIN")
@@ -143,6 +146,26 @@ def _hard_rlimits() -> tuple[tuple[str, int], ...]:
     return tuple(result)
 
 
+def _asks(call: str, *args: int | bytes | None) -> int:
+    """What the kernel answers; -1 when it refuses."""
+    try:
+        return _core.raw_syscall(number_of(call), *args)
+    except OSError:
+        return -1
+
+
+def _filters_calls() -> bool:
+    """Not only whether the kernel can: a filter that the caller is under may forbid it."""
+    get_action_avail = 2
+    action = struct.pack("=I", Ret.KILL_PROCESS)
+    return _asks("seccomp", get_action_avail, 0, action) == 0
+
+
+def _landlock_abi() -> int:
+    version = 1
+    return max(0, _asks("landlock_create_ruleset", None, 0, version))
+
+
 def host(*, cached: bool = True) -> Host:
     """The facts of now; looked up anew when the caller's identity has changed."""
     identity = (os.getresuid(), os.getresgid(), os.getpid())
@@ -178,6 +201,9 @@ def _host(identity: tuple[object, ...]) -> Host:
         attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
         net_sysctls=os.access("/proc/sys/net/ipv4/ping_group_range", os.W_OK),
+        seccomp=_filters_calls(),
+        landlock=_landlock_abi(),
+        machine=machine(),
         templates=os.environ.get("NSBOX_TEMPLATES") != "0",
     )
 

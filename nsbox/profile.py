@@ -31,7 +31,8 @@ class Profile:
         memory, pids, cpu: default cgroup limits, None for none; they degrade where no cgroup is.
         lock_userns: no user namespaces inside.
         oom_score_adj: of the payload.
-        clean: own session, keyring, and an environment of four variables.
+        sockets, absent, foreign: see ``seccomp.Rules``; with sockets None, there is no filter.
+        scopes: where it shares them with the host, no abstract sockets and no signals but its own.
         missing: measures that this version does not take.
     """
 
@@ -47,11 +48,22 @@ class Profile:
     cpu: float | None
     lock_userns: bool
     oom_score_adj: int
+    sockets: tuple[str, ...] | None
+    absent: tuple[str, ...]
+    foreign: str
+    scopes: bool
     missing: tuple[tuple[str, str], ...]
 
 
 _ALL = tuple(name for name in NAMESPACES if name != "time")
 _NO_CORE = ("core", 1, 1)  # 0 would still run a core_pattern pipe handler; 1 stops both
+
+#: AF_VSOCK and AF_ALG are in no namespace, and most protocols of netlink(7) are for who has a
+#: capability that these profiles do not give.
+_SOCKETS = ("UNIX", "INET", "INET6", "NETLINK_ROUTE")
+#: Its operations make sockets too, and no filter sees them.
+_IO_URING = ("io_uring_setup", "io_uring_enter", "io_uring_register")
+_OTHER_CALLS = ("syscalls", "all but those for sockets and io_uring are allowed in this version")
 
 _STRICT_BITS = (
     SecureBit.NOROOT
@@ -86,9 +98,13 @@ PROFILES = {
         cpu=1.0,
         lock_userns=True,
         oom_score_adj=800,
+        sockets=_SOCKETS,
+        absent=_IO_URING,
+        foreign="kill",
+        scopes=True,
         missing=(
-            ("seccomp", "no filter in this version"),
-            ("landlock", "no rules in this version"),
+            _OTHER_CALLS,
+            ("landlock", "no rules for files and ports in this version"),
         ),
     ),
     "standard": Profile(
@@ -104,9 +120,12 @@ PROFILES = {
         cpu=None,
         lock_userns=False,
         oom_score_adj=300,
+        sockets=_SOCKETS,
+        absent=_IO_URING,
+        foreign="filter",
+        scopes=True,
         missing=(
-            ("seccomp", "no filter in this version"),
-            ("landlock", "no rules in this version"),
+            _OTHER_CALLS,
             ("proc-masks", "no masked or read-only paths in this version"),
         ),
     ),
@@ -123,6 +142,10 @@ PROFILES = {
         cpu=None,
         lock_userns=False,
         oom_score_adj=0,
+        sockets=None,
+        absent=(),
+        foreign="",
+        scopes=False,
         missing=(),
     ),
 }

@@ -16,6 +16,7 @@ from nsbox.names import (
     CAPABILITIES,
     RLIM_INFINITY,
     Clone,
+    FilterFlag,
     MountAttr,
     Opcode,
     OpFlag,
@@ -642,6 +643,26 @@ class Fd:
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter of system calls: an array of ``struct sock_filter``, see seccomp.py."""
+
+    program: bytes
+    detail: str
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "seccomp"
+    opcode: ClassVar[Opcode] = Opcode.SECCOMP
+
+    def describe(self) -> str:
+        return self.detail
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        pool.data += bytes(-len(pool.data) % 8)
+        # Or the kernel could slow down all that is filtered, for its own branch predictors' sake.
+        return Op(pool.raw(self.program), n=len(self.program), m=int(FilterFlag.SPEC_ALLOW))
+
+
+@dataclass(frozen=True, slots=True)
 class OpenPty:
     """A pty of the devpts at /dev/pts: its master goes to the owner by the socket in *slot*."""
 
@@ -664,7 +685,7 @@ class OpenPty:
 ChildStep = (
     Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | HandOver
     | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty | OpenNetlink
-    | HandNetlink
+    | HandNetlink | Filter
 )  # fmt: skip
 Step = HostStep | ChildStep
 

@@ -102,6 +102,7 @@ NUMBERS: dict[str, int | tuple[int, int]] = {
     "mount": (165, 40),
     "umount2": (166, 39),
     "sethostname": (170, 161),
+    "seccomp": (317, 277),
     "pidfd_send_signal": 424,
     "open_tree": 428,
     "move_mount": 429,
@@ -111,7 +112,14 @@ NUMBERS: dict[str, int | tuple[int, int]] = {
     "pidfd_open": 434,
     "pidfd_getfd": 438,
     "mount_setattr": 442,
+    "landlock_create_ruleset": 444,
 }
+
+
+def machine() -> str:
+    """``uname -m``, but of the process: one with a 32-bit personality(2) is told another."""
+    name = os.uname().machine
+    return {"i686": "x86_64", "armv8l": "aarch64"}.get(name, name)
 
 
 def number_of(name: str) -> int:
@@ -119,7 +127,7 @@ def number_of(name: str) -> int:
     number = NUMBERS[name]
     if isinstance(number, int):
         return number
-    return number[{"x86_64": 0, "aarch64": 1}[os.uname().machine]]
+    return number[{"x86_64": 0, "aarch64": 1}[machine()]]
 
 
 def _call(name: str, *args: int | bytes | None) -> int:

@@ -37,23 +37,35 @@ from nsbox import Allow
 @pytest.mark.kernel
 @elsewhere
 def test_what_is_allowed_is_reached_and_all_else_refused_at_once() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, server("db", net) as db, \
-         world.outside.serves(7), world.outside.serves(8), world.outside.serves(7, "udp"), \
-         world.outside.serves(7, address="::"), world.outside.serves(8, address="::"), \
-         idle("free", net) as free, \
-         idle("a", net, egress=Allow(f"{OUTSIDE}:7", f"[{OUTSIDE6}]:7")) as a:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("db", net) as db,
+        world.outside.serves(7),
+        world.outside.serves(8),
+        world.outside.serves(7, "udp"),
+        world.outside.serves(7, address="::"),
+        world.outside.serves(8, address="::"),
+        idle("free", net) as free,
+        idle("a", net, egress=Allow(f"{OUTSIDE}:7", f"[{OUTSIDE6}]:7")) as a,
+    ):
         assert asks(a, OUTSIDE, 7) == f"it {HOST}"
         assert asks(a, OUTSIDE6, 7) == f"it {HOST6}"
         others: list[Any] = [
-            ("tcp", OUTSIDE, 8), ("tcp", BEYOND, 7), ("tcp", db.ip, 80), ("tcp", GATEWAY, 80),
-            ("tcp", OUTSIDE6, 8), ("udp", OUTSIDE, 7),
-        ]  # fmt: skip
+            ("tcp", OUTSIDE, 8),
+            ("tcp", BEYOND, 7),
+            ("tcp", db.ip, 80),
+            ("tcp", GATEWAY, 80),
+            ("tcp", OUTSIDE6, 8),
+            ("udp", OUTSIDE, 7),
+        ]
         for answer, took in timed_all(a, others, 5):
             assert answer in ("ECONNREFUSED", "EPERM"), answer
             assert took < 1
         assert [answer for answer, _ in timed_all(free, others[:3], 5)] == [
-            f"it {HOST}", f"it {HOST}", f"db {free.ip}"
-        ]  # fmt: skip
+            f"it {HOST}",
+            f"it {HOST}",
+            f"db {free.ip}",
+        ]
         assert not pings(a, OUTSIDE, 1)
         assert not pings(a, db.ip, 1)
         assert asks(free, OUTSIDE, 7, "udp") == f"it {HOST}"
@@ -61,10 +73,20 @@ def test_what_is_allowed_is_reached_and_all_else_refused_at_once() -> None:
 
 @elsewhere
 def test_entries_of_every_kind() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("db", net, 81) as db, \
-         world.outside.serves(7), world.outside.serves(7, "udp"), world.outside.serves(8):  # fmt: skip
-        questions: list[Any] = [("tcp", OUTSIDE, 7), ("udp", OUTSIDE, 7), ("tcp", OUTSIDE, 8),
-                                ("tcp", BEYOND, 7), ("tcp", db.ip, 81)]  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("db", net, 81) as db,
+        world.outside.serves(7),
+        world.outside.serves(7, "udp"),
+        world.outside.serves(8),
+    ):
+        questions: list[Any] = [
+            ("tcp", OUTSIDE, 7),
+            ("udp", OUTSIDE, 7),
+            ("tcp", OUTSIDE, 8),
+            ("tcp", BEYOND, 7),
+            ("tcp", db.ip, 81),
+        ]
         for entries, reached in (
             ((), []),
             ((OUTSIDE,), [0, 1, 2]),
@@ -83,8 +105,11 @@ def test_entries_of_every_kind() -> None:
 
 @elsewhere
 def test_who_is_asked_answers() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("b", net) as b, \
-         server("web", net, egress=Allow(), publish="8080:80") as web:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("b", net) as b,
+        server("web", net, egress=Allow(), publish="8080:80") as web,
+    ):
         assert asks(b, web.ip, 80) == f"web {b.ip}"
         assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
         assert asks(web, "127.0.0.1", 80) == "web 127.0.0.1"
@@ -123,12 +148,24 @@ def test_the_rules_are_there_before_the_payload_s_first_instruction() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net:
         for keywords in ({}, {"profile": "standard"}, {"init": False}):
             for _ in range(5):
-                done = nsbox.run(["python3", "-SIc", IMPATIENT], net=net, egress=Allow(),
-                                 capture_output=True, text=True, **keywords)  # fmt: skip
+                done = nsbox.run(
+                    ["python3", "-SIc", IMPATIENT],
+                    net=net,
+                    egress=Allow(),
+                    capture_output=True,
+                    text=True,
+                    **keywords,
+                )
                 assert done.stdout == "111\n", done
             assert seen == []
-            done = nsbox.run(["python3", "-SIc", IMPATIENT], net=net, egress=Allow(":8"),
-                             capture_output=True, text=True, **keywords)  # fmt: skip
+            done = nsbox.run(
+                ["python3", "-SIc", IMPATIENT],
+                net=net,
+                egress=Allow(":8"),
+                capture_output=True,
+                text=True,
+                **keywords,
+            )
             assert done.stdout == "0\n", done
             assert len(seen) == 1
             seen.clear()
@@ -149,12 +186,16 @@ ESCAPES = (
 
 @elsewhere
 def test_uid_0_inside_cannot_take_the_rules_away() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, world.outside.serves(7), \
-         world.outside.serves(8):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        world.outside.serves(7),
+        world.outside.serves(8),
+    ):
         for keywords in (
-            {"user": 0}, {"user": 0, "profile": "standard"},
+            {"user": 0},
+            {"user": 0, "profile": "standard"},
             {"profile": "standard", "user": 0, "capabilities": ["NET_RAW", "NET_BIND_SERVICE"]},
-        ):  # fmt: skip
+        ):
             with idle("a", net, egress=Allow(":7"), **keywords) as a:
                 before = ruleset(a)
                 assert "policy drop" in before
@@ -169,8 +210,11 @@ def test_uid_0_inside_cannot_take_the_rules_away() -> None:
 @elsewhere
 def test_a_user_namespace_inside_opens_no_way_out() -> None:
     """It may have any right there, but not over the network that it came from."""
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, world.outside.serves(8), \
-         idle("a", net, egress=Allow(), profile="standard") as a:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        world.outside.serves(8),
+        idle("a", net, egress=Allow(), profile="standard") as a,
+    ):
         before = ruleset(a)
         for words in (["nft", "flush", "ruleset"], python("ask", 5, "tcp", OUTSIDE, 8)):
             done = a.exec(["unshare", "-Ur", *words], capture_output=True, text=True)
@@ -182,8 +226,10 @@ def ruleset(container: nsbox.Container) -> str:
     """As root of the machine sees it."""
     done = subprocess.run(
         ["nsenter", f"--net=/proc/{container.pid}/ns/net", "nft", "list", "ruleset"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return done.stdout
 
 
@@ -203,18 +249,24 @@ def test_even_net_admin_from_outside_cannot_change_a_table_that_is_owned() -> No
 def test_what_does_not_go_together_is_refused() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net:
         for keywords in ({"capabilities": ["NET_ADMIN"], "user": 0}, {"profile": "none"}):
-            with raises(nsbox.SpecError, "egress") as said, \
-                 idle("a", net, egress=Allow(), **keywords):  # fmt: skip
+            with (
+                raises(nsbox.SpecError, "egress") as said,
+                idle("a", net, egress=Allow(), **keywords),
+            ):
                 pass
-            assert said == ["egress: who has CAP_NET_ADMIN can change the network: leave it out of "
-                            "capabilities="]  # fmt: skip
+            assert said == [
+                "egress: who has CAP_NET_ADMIN can change the network: leave it out of "
+                "capabilities="
+            ]
         with raises(nsbox.SpecError, "egress") as said:
             idle("a", net, egress=["192.0.2.2"])
-        assert said == ['''egress: ['192.0.2.2']: use Allow("10.0.0.0/8", "192.0.2.7:443")''']
+        assert said == ["""egress: ['192.0.2.2']: use Allow("10.0.0.0/8", "192.0.2.7:443")"""]
         for entry, text in (
             ("example.org", "egress[0]: 'example.org' is no address"),
-            ("10.0.0.1/8", "egress[0]: '10.0.0.1/8' is in the middle of a network; "
-                           "did you mean 10.0.0.0/8?"),
+            (
+                "10.0.0.1/8",
+                "egress[0]: '10.0.0.1/8' is in the middle of a network; did you mean 10.0.0.0/8?",
+            ),
             ("10.0.0.0/8:0", "egress[0]: '10.0.0.0/8:0': ports are 1 to 65535"),
         ):
             with raises(nsbox.SpecError) as said:

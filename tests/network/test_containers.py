@@ -33,8 +33,12 @@ import nsbox
 @pytest.mark.kernel
 @elsewhere
 def test_containers_talk_and_the_outside_sees_the_host() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net) as web, \
-         idle("b", net) as b, world.outside.serves(7):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net) as web,
+        idle("b", net) as b,
+        world.outside.serves(7),
+    ):
         assert (str(web.ip), str(b.ip), web.ip6) == ("10.77.0.2", "10.77.0.3", None)
         assert asks(b, web.ip, 80) == f"web {b.ip}"
         assert pings(b, web.ip)
@@ -44,8 +48,12 @@ def test_containers_talk_and_the_outside_sees_the_host() -> None:
 
 @elsewhere
 def test_udp_and_ping_go_the_same_ways() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, 53, "udp") as web, \
-         idle("b", net) as b, world.outside.serves(7, "udp"):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, 53, "udp") as web,
+        idle("b", net) as b,
+        world.outside.serves(7, "udp"),
+    ):
         assert asks(b, web.ip, 53, "udp") == f"web {b.ip}"
         assert asks(b, OUTSIDE, 7, "udp") == f"it {HOST}"
         for to in (b.ip, GATEWAY, HOST, OUTSIDE, BEYOND):
@@ -55,9 +63,13 @@ def test_udp_and_ping_go_the_same_ways() -> None:
 
 @elsewhere
 def test_ipv6_goes_the_same_ways() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, \
-         server("web", net, at="::") as web, server("dns", net, 53, "udp", "::") as dns, \
-         world.outside.serves(7, address="::"), world.outside.serves(7, "udp", address="::"):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("web", net, at="::") as web,
+        server("dns", net, 53, "udp", "::") as dns,
+        world.outside.serves(7, address="::"),
+        world.outside.serves(7, "udp", address="::"),
+    ):
         assert (str(web.ip6), str(dns.ip6)) == ("fd00:77::2", "fd00:77::3")
         assert asks(dns, web.ip6, 80) == f"web {dns.ip6}"
         assert asks(web, dns.ip6, 53, "udp") == f"dns {web.ip6}"
@@ -73,15 +85,18 @@ def test_ipv6_goes_the_same_ways() -> None:
 
 @elsewhere
 def test_without_nat_the_outside_is_asked_by_an_address_that_it_does_not_know() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, nat=False) as net, server("web", net) as web, \
-         idle("b", net) as b, world.outside.serves(7):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, nat=False) as net,
+        server("web", net) as web,
+        idle("b", net) as b,
+        world.outside.serves(7),
+    ):
         assert asks(b, web.ip, 80) == f"web {b.ip}"
         assert never(b, OUTSIDE, 7)
         assert world.host.setting("ipv4/ip_forward") == "0"
         world.outside.ip(f"route add {SUBNET} via {HOST}")
         assert never(b, OUTSIDE, 7)  # nor does the host pass anything on
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("b", net) as b, \
-         world.outside.serves(7):  # fmt: skip
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("b", net) as b, world.outside.serves(7):
         assert asks(b, OUTSIDE, 7) == f"it {HOST}"
         assert world.host.setting("ipv4/ip_forward") == "1"
 
@@ -90,8 +105,11 @@ def test_without_nat_the_outside_is_asked_by_an_address_that_it_does_not_know() 
 def test_a_network_that_is_not_isolated_is_routed_both_ways() -> None:
     """As among routers: the outside knows the way, and nobody's address is changed."""
     world.outside.ip(f"route add {SUBNET} via {HOST}")
-    with nsbox.Network("nsb0", subnet=SUBNET, nat=False, isolated=False) as net, \
-         server("web", net) as web, world.outside.serves(7):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, nat=False, isolated=False) as net,
+        server("web", net) as web,
+        world.outside.serves(7),
+    ):
         assert asks(web, OUTSIDE, 7) == f"it {web.ip}"
         assert world.outside.asks(web.ip, 80) == f"web {OUTSIDE}"
     with nsbox.Network("nsb0", subnet=SUBNET, nat=False) as net, server("web", net) as web:
@@ -108,8 +126,11 @@ def test_names_are_those_of_the_network_also_of_who_comes_later() -> None:
             assert asks(web, "db", 80) == f"db {web.ip}"
             assert asks(db, "web", 80) == f"web {db.ip}"
             assert output(web, "getent", "hosts", "web", "db").split() == [
-                str(web.ip), "web", str(db.ip), "db"
-            ]  # fmt: skip
+                str(web.ip),
+                "web",
+                str(db.ip),
+                "db",
+            ]
         assert asks(web, "db", 80) == "no such name"
         assert not web.exec(["sh", "-c", "echo >> /etc/hosts"], capture_output=True).ok
         assert asks(web, "localhost", 80) == "web 127.0.0.1"
@@ -123,8 +144,11 @@ def test_a_root_of_ones_own_gets_the_files_too() -> None:
 
     from run.kit import busybox_root
 
-    with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         idle("b", net) as b:  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory() as where,
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("b", net) as b,
+    ):
         Path(where).chmod(0o755)
         root = busybox_root(Path(where, "root"))
         words = ["/bin/sh", "-c", "cat /etc/hosts; cat /etc/resolv.conf"]
@@ -137,8 +161,13 @@ def test_a_root_of_ones_own_gets_the_files_too() -> None:
             (root / "etc" / name).touch()
         shown = nsbox.run(words, root=nsbox.Rootfs.dir(root), net=net, capture_output=True)
         assert f"{b.ip}\tb\n".encode() in shown.stdout, shown
-        own = nsbox.run(["cat", "/etc/hosts"], root=nsbox.Rootfs.inherit(), profile="none", net=net,
-                        capture_output=True)  # fmt: skip
+        own = nsbox.run(
+            ["cat", "/etc/hosts"],
+            root=nsbox.Rootfs.inherit(),
+            profile="none",
+            net=net,
+            capture_output=True,
+        )
         assert own.stdout == Path("/etc/hosts").read_bytes()
 
 
@@ -149,9 +178,11 @@ def test_name_servers_are_the_host_s_and_those_that_were_given() -> None:
     dns = {"nameservers": ["192.0.2.2"], "searches": ["test"], "options": ["ndots:2"]}
     with nsbox.Network("nsb0", subnet=SUBNET, dns=dns) as net, idle("a", net) as a:
         assert output(a, "cat", "/etc/resolv.conf").splitlines() == [
-            "nameserver 203.0.113.53", "nameserver 192.0.2.2",
-            "search example.org test", "options ndots:2",
-        ]  # fmt: skip
+            "nameserver 203.0.113.53",
+            "nameserver 192.0.2.2",
+            "search example.org test",
+            "options ndots:2",
+        ]
     with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("a", net) as a:
         assert output(a, "cat", "/etc/resolv.conf") == text
 
@@ -187,8 +218,9 @@ def test_a_full_subnet_is_told_and_an_address_that_came_back_is_lent() -> None:
             assert str(a.ip) == "10.77.0.2"
             with raises(nsbox.Unavailable) as said, idle("b", net):
                 pass
-            assert said == ["network: all 1 addresses of 10.77.0.0/30 are in use. "
-                            "Fix: a larger subnet="]  # fmt: skip
+            assert said == [
+                "network: all 1 addresses of 10.77.0.0/30 are in use. Fix: a larger subnet="
+            ]
             assert len(net.leases) == 1
         with idle("b", net) as b:
             assert str(b.ip) == "10.77.0.2"
@@ -196,15 +228,19 @@ def test_a_full_subnet_is_told_and_an_address_that_came_back_is_lent() -> None:
 
 @elsewhere
 def test_a_bridge_without_a_subnet_is_a_switch() -> None:
-    with nsbox.Bridge("nsb0") as bridge, idle("a", bridge, capabilities=["NET_ADMIN"], user=0) as a, \
-         idle("b", bridge, capabilities=["NET_ADMIN"], user=0) as b:  # fmt: skip
+    with (
+        nsbox.Bridge("nsb0") as bridge,
+        idle("a", bridge, capabilities=["NET_ADMIN"], user=0) as a,
+        idle("b", bridge, capabilities=["NET_ADMIN"], user=0) as b,
+    ):
         assert (a.ip, a.ip6, a.ports) == (None, None, ())
         for box, address in ((a, "10.9.0.1/24"), (b, "10.9.0.2/24")):
             box.eth0.add_address(address)
         assert pings(a, "10.9.0.2")
         for keywords, field in (
-            ({"address": "10.9.0.3"}, "address"), ({"publish": 80}, "publish"),
-        ):  # fmt: skip
+            ({"address": "10.9.0.3"}, "address"),
+            ({"publish": 80}, "publish"),
+        ):
             with raises((nsbox.SpecError, nsbox.Unavailable), field), idle("c", bridge, **keywords):
                 pass
 
@@ -225,12 +261,17 @@ def test_what_runs_to_its_end_has_a_network_too() -> None:
     """run() and Popen, as root of the caller's, or with an unmapped user, or none at all."""
     with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net) as web:
         for keywords in (
-            {}, {"profile": "standard"}, {"profile": "none"}, {"user": 0}, {"init": False},
+            {},
+            {"profile": "standard"},
+            {"profile": "none"},
+            {"user": 0},
+            {"init": False},
             {"root": nsbox.Rootfs.inherit(), "profile": "none"},
             {"namespaces": ["net"], "profile": "none"},
-        ):  # fmt: skip
-            done = nsbox.run(["ping", "-n", "-c1", "-W3", str(web.ip)], net=net,
-                             capture_output=True, **keywords)  # fmt: skip
+        ):
+            done = nsbox.run(
+                ["ping", "-n", "-c1", "-W3", str(web.ip)], net=net, capture_output=True, **keywords
+            )
             assert done.ok, (keywords, done)
         with nsbox.Popen(["sleep", "1000"], net=net):
             assert len(net.leases) == 2
@@ -243,8 +284,11 @@ def test_the_interface_counts_what_passes() -> None:
         before = web.eth0.counts
         assert world.host.asks(web.ip, 80) == f"web {GATEWAY}"
         after = web.eth0.counts
-        assert set(after) == {f"{way}_{what}" for way in ("rx", "tx")
-                              for what in ("packets", "bytes", "errors", "dropped")}  # fmt: skip
+        assert set(after) == {
+            f"{way}_{what}"
+            for way in ("rx", "tx")
+            for what in ("packets", "bytes", "errors", "dropped")
+        }
         assert after["rx_packets"] > before["rx_packets"]
         assert after["tx_bytes"] > before["tx_bytes"]
         assert (web.eth0.name, len(web.eth0.mac)) == ("eth0", 17)

@@ -47,7 +47,12 @@ def services() -> Iterator[None]:
     """On the host: for all at 1080, for itself at 1081; both versions and protocols."""
     with contextlib.ExitStack() as running:
         for kind in ("tcp", "udp"):
-            for port, address in ((1080, "0.0.0.0"), (1080, "::"), (1081, "127.0.0.1"), (1081, "::1")):
+            for port, address in (
+                (1080, "0.0.0.0"),
+                (1080, "::"),
+                (1081, "127.0.0.1"),
+                (1081, "::1"),
+            ):
                 running.enter_context(world.host.serves(port, kind, address=address))
         yield
 
@@ -59,15 +64,25 @@ def inside(container: nsbox.Container) -> Net:
 
 @elsewhere
 def test_the_host_is_closed_to_its_containers() -> None:
-    with services(), nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, \
-         idle("a", net) as a, idle("none", "none") as none:  # fmt: skip
-        link_local = world.host.run("ip", "-6", "-o", "addr", "show", "dev", "nsb0", "scope", "link")
+    with (
+        services(),
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        idle("a", net) as a,
+        idle("none", "none") as none,
+    ):
+        link_local = world.host.run(
+            "ip", "-6", "-o", "addr", "show", "dev", "nsb0", "scope", "link"
+        )
         fe80 = f"{link_local.split()[3].partition('/')[0]}%eth0"
         for own in ("127.0.0.1", HOST, GATEWAY, HOST6, GATEWAY6):
             assert world.host.asks(own, 1080).startswith("it "), own
         assert world.outside.asks(HOST, 1080) == f"it {OUTSIDE}"
-        everything = [(kind, own, port) for own in (HOST, GATEWAY, HOST6, GATEWAY6, fe80)
-                      for kind in ("tcp", "udp") for port in (1080, 1081)]  # fmt: skip
+        everything = [
+            (kind, own, port)
+            for own in (HOST, GATEWAY, HOST6, GATEWAY6, fe80)
+            for kind in ("tcp", "udp")
+            for port in (1080, 1081)
+        ]
         assert answered(a, everything, NEVER_S) == []
         for own in (HOST, GATEWAY, HOST6, GATEWAY6):
             assert asks(none, own, 1080) == "ENETUNREACH"
@@ -81,13 +96,19 @@ def test_the_host_is_closed_to_its_containers() -> None:
 @elsewhere
 def test_host_ports_opens_one_at_the_gateway() -> None:
     ports = [1080, "1080/udp"]
-    with services(), nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6, host_ports=ports) as net, \
-         idle("a", net) as a:  # fmt: skip
+    with (
+        services(),
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6, host_ports=ports) as net,
+        idle("a", net) as a,
+    ):
         for kind in ("tcp", "udp"):
             assert asks(a, GATEWAY, 1080, kind) == f"it {a.ip}"
             assert asks(a, GATEWAY6, 1080, kind) == f"it {a.ip6}"
-        closed = [(kind, *where) for kind in ("tcp", "udp")
-                  for where in ((HOST, 1080), (HOST6, 1080), (GATEWAY, 1081), (GATEWAY6, 1081))]
+        closed = [
+            (kind, *where)
+            for kind in ("tcp", "udp")
+            for where in ((HOST, 1080), (HOST6, 1080), (GATEWAY, 1081), (GATEWAY6, 1081))
+        ]
         assert answered(a, closed, NEVER_S) == []
         with nsbox.Network("nsb1", host_ports=[1082]) as other, idle("b", other) as b:
             asked = [("tcp", GATEWAY, 1080), ("tcp", other.gateway, 1080)]
@@ -113,9 +134,13 @@ def test_a_container_with_rights_over_its_network_does_not_get_to_127_0_0_1_of_t
 def test_metadata_of_clouds_and_other_link_local_addresses_are_not_passed_on() -> None:
     world.outside.ip(f"addr add {METADATA}/32 dev lo", f"addr add {METADATA6}/128 dev lo")
     world.host.ip(f"route add {METADATA} via {OUTSIDE}", f"route add {METADATA6} via 2001:db8::2")
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, idle("a", net) as a, \
-         world.outside.serves(80), world.outside.serves(80, address="::"), \
-         world.outside.serves(53, "udp", address=METADATA):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        idle("a", net) as a,
+        world.outside.serves(80),
+        world.outside.serves(80, address="::"),
+        world.outside.serves(53, "udp", address=METADATA),
+    ):
         assert world.host.asks(METADATA, 80) == f"it {HOST}"
         assert world.host.asks(METADATA6, 80) == f"it {HOST6}"
         asked = [("tcp", METADATA, 80), ("tcp", METADATA6, 80)]
@@ -126,10 +151,14 @@ def test_metadata_of_clouds_and_other_link_local_addresses_are_not_passed_on() -
 
 @elsewhere
 def test_two_networks_reach_each_other_by_published_ports_only() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as one, \
-         nsbox.Network("nsb1", subnet="10.78.0.0/24", subnet6="fd00:78::/64") as two, \
-         server("web", one, publish="8080:80") as web, server("web6", one, at="::") as web6, \
-         idle("near", one) as near, idle("far", two) as far:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as one,
+        nsbox.Network("nsb1", subnet="10.78.0.0/24", subnet6="fd00:78::/64") as two,
+        server("web", one, publish="8080:80") as web,
+        server("web6", one, at="::") as web6,
+        idle("near", one) as near,
+        idle("far", two) as far,
+    ):
         assert asks(near, web.ip, 80) == f"web {near.ip}"
         assert asks(near, web6.ip6, 80) == f"web6 {near.ip6}"
         assert never(far, web.ip, 80)
@@ -143,8 +172,12 @@ def test_two_networks_reach_each_other_by_published_ports_only() -> None:
 @elsewhere
 def test_the_outside_does_not_get_in_though_it_knows_the_way() -> None:
     world.outside.ip(f"route add {SUBNET} via {HOST}", f"route add {SUBNET6} via {HOST6}")
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, server("web", net) as web, \
-         server("web6", net, at="::") as web6, world.outside.serves(7):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("web", net) as web,
+        server("web6", net, at="::") as web6,
+        world.outside.serves(7),
+    ):
         assert asks(web6, web.ip, 80) == f"web {web6.ip}"
         assert asks(web, OUTSIDE, 7) == f"it {HOST}"
         assert never(world.outside, web.ip, 80)
@@ -170,8 +203,10 @@ print(attempt(socket.AF_PACKET, socket.SOCK_RAW), attempt(socket.AF_INET, socket
                 said = output(a, "python3", "-SIc", code).split()
                 assert set(said[:3]) <= {"EPERM", "EAFNOSUPPORT", "EACCES"}, (keywords, said)
                 assert said[3] == "made"
-                for change in (["addr", "add", "10.77.0.99/24", "dev", "eth0"],
-                               ["link", "set", "eth0", "address", "02:00:00:00:00:01"]):  # fmt: skip
+                for change in (
+                    ["addr", "add", "10.77.0.99/24", "dev", "eth0"],
+                    ["link", "set", "eth0", "address", "02:00:00:00:00:01"],
+                ):
                     done = a.exec(["ip", *change], capture_output=True)
                     assert done.returncode != 0, (keywords, change)
                 assert [str(one.ip) for one in a.eth0.addresses if one.version == 4] == [str(a.ip)]
@@ -206,4 +241,3 @@ def test_a_source_that_is_not_of_the_network_goes_nowhere() -> None:
                         seen = False
                     assert not seen, source
         os.close(its.fd)
-

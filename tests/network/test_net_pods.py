@@ -43,8 +43,11 @@ def answering(name: str, port: int = 80, kind: str = "tcp") -> nsbox.ContainerSp
 @pytest.mark.kernel
 @elsewhere
 def test_containers_of_a_pod_share_one_address() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, idle("client", net) as client, \
-         nsbox.Pod("web", [answering("app"), spec("side")], net=net) as pod:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        idle("client", net) as client,
+        nsbox.Pod("web", [answering("app"), spec("side")], net=net) as pod,
+    ):
         wait_ready(pod["app"])
         assert (str(pod.ip), str(pod.ip6)) == ("10.77.0.3", "fd00:77::3")
         assert asks(client, pod.ip, 80) == asks(client, "web", 80) == f"app {client.ip}"
@@ -60,9 +63,13 @@ def test_containers_of_a_pod_share_one_address() -> None:
 
 @elsewhere
 def test_the_address_is_pause_s_and_outlives_crashes() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("client", net) as client, \
-         nsbox.Pod("web", [answering("app"), answering("side", 81)], net=net,
-                   backoff=nsbox.Backoff.fast()) as pod:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("client", net) as client,
+        nsbox.Pod(
+            "web", [answering("app"), answering("side", 81)], net=net, backoff=nsbox.Backoff.fast()
+        ) as pod,
+    ):
         wait_ready(pod["app"]), wait_ready(pod["side"])
         before = (pod.ip, pod.eth0.mac, pod.eth0.index)
         for count in (1, 2):
@@ -93,9 +100,13 @@ def test_without_pause_the_place_is_given_back() -> None:
 
 @elsewhere
 def test_a_pod_that_shares_its_processes_has_a_network_too() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("client", net) as client, \
-         nsbox.Pod("web", [answering("app"), spec("side")], net=net,
-                   share_process_namespace=True) as pod:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("client", net) as client,
+        nsbox.Pod(
+            "web", [answering("app"), spec("side")], net=net, share_process_namespace=True
+        ) as pod,
+    ):
         wait_ready(pod["app"])
         assert asks(client, "web", 80) == f"app {client.ip}"
         assert asks(pod["side"], "localhost", 80) == "app 127.0.0.1"
@@ -105,22 +116,32 @@ def test_a_pod_that_shares_its_processes_has_a_network_too() -> None:
 def test_init_containers_have_the_network_already() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net, server("db", net):
         words = python("ask", "5", "tcp", "db", 80)
-        pod = nsbox.Pod("web", [spec("app")], net=net, restart_policy="Never",
-                        init_containers=[spec("wait", *words)])  # fmt: skip
+        pod = nsbox.Pod(
+            "web",
+            [spec("app")],
+            net=net,
+            restart_policy="Never",
+            init_containers=[spec("wait", *words)],
+        )
         with pod:
             assert f'"db {pod.ip}"' in pod["wait"].logs()
 
 
 @elsewhere
 def test_a_network_is_shared_with_a_pod_a_container_or_a_namespace() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("client", net) as client, \
-         nsbox.Pod("web", [answering("app")], net=net) as pod, \
-         server("db", net) as db:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("client", net) as client,
+        nsbox.Pod("web", [answering("app")], net=net) as pod,
+        server("db", net) as db,
+    ):
         wait_ready(pod["app"])
         with nsbox.Namespace.of(pod.pause_pid or 0, "net") as namespace:
             for shared, address, name in (
-                (pod, pod.ip, "app"), (namespace, pod.ip, "app"), (db, db.ip, "db"),
-            ):  # fmt: skip
+                (pod, pod.ip, "app"),
+                (namespace, pod.ip, "app"),
+                (db, db.ip, "db"),
+            ):
                 with idle("guest", shared) as guest:
                     assert guest.ip is None
                     assert asks(guest, "127.0.0.1", 80) == f"{name} 127.0.0.1", shared
@@ -129,16 +150,23 @@ def test_a_network_is_shared_with_a_pod_a_container_or_a_namespace() -> None:
                 with nsbox.Pod("guests", [spec("one"), spec("two")], net=shared) as guests:
                     for one in ("one", "two"):
                         assert asks(guests[one], "127.0.0.1", 80) == f"{name} 127.0.0.1", shared
-                    ids = [os.stat(f"/proc/{pid}/ns/ipc").st_ino
-                           for pid in (guests["one"].pid, guests["two"].pid, pod["app"].pid)]
+                    ids = [
+                        os.stat(f"/proc/{pid}/ns/ipc").st_ino
+                        for pid in (guests["one"].pid, guests["two"].pid, pod["app"].pid)
+                    ]
                     assert ids[0] == ids[1] != ids[2]
-                done = nsbox.run(python("ask", "5", "tcp", "127.0.0.1", 80), net=shared,
-                                 capture_output=True, text=True)  # fmt: skip
+                done = nsbox.run(
+                    python("ask", "5", "tcp", "127.0.0.1", 80),
+                    net=shared,
+                    capture_output=True,
+                    text=True,
+                )
                 assert f'"{name} 127.0.0.1"' in done.stdout, done
         assert len(net.leases) == 3
         for keywords, field in (
-            ({"publish": "80:80"}, "publish"), ({"egress": nsbox.Allow()}, "egress"),
-        ):  # fmt: skip
+            ({"publish": "80:80"}, "publish"),
+            ({"egress": nsbox.Allow()}, "egress"),
+        ):
             with raises(nsbox.SpecError, field) as said:
                 idle("guest", pod, **keywords)
             assert "is of a sandbox with a network" in said[0]
@@ -187,18 +215,32 @@ def test_the_host_s_network_is_the_caller_s() -> None:
 
 @elsewhere
 def test_a_port_conflict_says_which_container_holds_the_port() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         nsbox.Pod("web", [answering("app")], net=net) as pod:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        nsbox.Pod("web", [answering("app")], net=net) as pod,
+    ):
         wait_ready(pod["app"])
-        with nsbox.Pod("late", [spec("side", *python("serve", "tcp", 80, "side"),
-                                     restart_policy="Never"), spec("idle")], net=pod) as late:  # fmt: skip
+        with nsbox.Pod(
+            "late",
+            [
+                spec("side", *python("serve", "tcp", 80, "side"), restart_policy="Never"),
+                spec("idle"),
+            ],
+            net=pod,
+        ) as late:
             poll_until(lambda: late["side"].done(), 10)
             assert "Address already in use" in late["side"].logs()
-    containers = [answering("one"), spec("two", *python("serve", "tcp", 80, "two"),
-                                         restart_policy="Never")]  # fmt: skip
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         nsbox.Pod("web", containers, net=net, restart_policy="Never") as pod:  # fmt: skip
-        loser = poll_until(lambda: next((pod[n] for n in ("one", "two") if pod[n].done()), None), 15)
+    containers = [
+        answering("one"),
+        spec("two", *python("serve", "tcp", 80, "two"), restart_policy="Never"),
+    ]
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        nsbox.Pod("web", containers, net=net, restart_policy="Never") as pod,
+    ):
+        loser = poll_until(
+            lambda: next((pod[n] for n in ("one", "two") if pod[n].done()), None), 15
+        )
         winner = "two" if loser.name == "one" else "one"
         message = loser.state.message
         assert message.startswith(f"port 80 (tcp) is held by container {winner!r}"), message
@@ -208,10 +250,19 @@ def test_a_port_conflict_says_which_container_holds_the_port() -> None:
 @elsewhere
 def test_what_a_pod_may_reach_holds_for_each_of_its_containers() -> None:
     allowed = nsbox.Allow(f"{OUTSIDE}:7")
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, world.outside.serves(7), \
-         world.outside.serves(8), server("db", net) as db, \
-         nsbox.Pod("web", [answering("app"), spec("side", user=0, profile="standard")], net=net,
-                   egress=allowed, publish="8080:80") as pod:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        world.outside.serves(7),
+        world.outside.serves(8),
+        server("db", net) as db,
+        nsbox.Pod(
+            "web",
+            [answering("app"), spec("side", user=0, profile="standard")],
+            net=net,
+            egress=allowed,
+            publish="8080:80",
+        ) as pod,
+    ):
         wait_ready(pod["app"])
         for name in ("app", "side"):
             assert asks(pod[name], OUTSIDE, 7) == f"it {HOST}"
@@ -225,13 +276,18 @@ def test_what_a_pod_may_reach_holds_for_each_of_its_containers() -> None:
         pod["app"].kill()
         pod["app"].wait_restarted(1, scaled(20))
         assert asks(pod["app"], OUTSIDE, 8) == "ECONNREFUSED"
-        with raises(nsbox.SpecError, "containers['a'].capabilities") as said_, \
-             nsbox.Pod("bad", [spec("a", capabilities=["NET_ADMIN"])], net=net, egress=allowed):  # fmt: skip
+        with (
+            raises(nsbox.SpecError, "containers['a'].capabilities") as said_,
+            nsbox.Pod("bad", [spec("a", capabilities=["NET_ADMIN"])], net=net, egress=allowed),
+        ):
             pass
-        assert said_ == ["containers['a'].capabilities: with egress= of the pod, none may have "
-                         "NET_ADMIN"]  # fmt: skip
-        with raises(nsbox.SpecError), \
-             nsbox.Pod("bad", [spec("a", profile="none")], net=net, egress=allowed):  # fmt: skip
+        assert said_ == [
+            "containers['a'].capabilities: with egress= of the pod, none may have NET_ADMIN"
+        ]
+        with (
+            raises(nsbox.SpecError),
+            nsbox.Pod("bad", [spec("a", profile="none")], net=net, egress=allowed),
+        ):
             pass
         assert len(net.leases) == 2
 

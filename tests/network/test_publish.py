@@ -36,8 +36,11 @@ import nsbox
 @pytest.mark.kernel
 @elsewhere
 def test_a_published_port_is_reached_from_everywhere() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         server("web", net, publish="8080:80") as web, idle("b", net) as b:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, publish="8080:80") as web,
+        idle("b", net) as b,
+    ):
         assert web.ports == ((None, 8080, 80, "tcp"),)
         assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
         assert world.host.asks(HOST, 8080) == f"web {HOST}"
@@ -61,8 +64,11 @@ def test_a_container_reaches_itself_by_what_is_published() -> None:
 
 @elsewhere
 def test_udp_is_published_by_its_own_number() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         server("dns", net, 53, "udp", publish="53:53/udp") as dns, idle("b", net) as b:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("dns", net, 53, "udp", publish="53:53/udp") as dns,
+        idle("b", net) as b,
+    ):
         assert dns.ports == ((None, 53, 53, "udp"),)
         assert world.outside.asks(HOST, 53, "udp") == f"dns {OUTSIDE}"
         assert world.host.asks(HOST, 53, "udp") == f"dns {HOST}"
@@ -73,9 +79,11 @@ def test_udp_is_published_by_its_own_number() -> None:
 
 @elsewhere
 def test_ipv6_is_published_at_an_address_of_its_own() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, \
-         server("web", net, at="::", publish=f"[{HOST6}]:8080:80") as web, \
-         idle("b", net) as b:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("web", net, at="::", publish=f"[{HOST6}]:8080:80") as web,
+        idle("b", net) as b,
+    ):
         assert web.ports == ((IPv6Address(HOST6), 8080, 80, "tcp"),)
         assert world.outside.asks(HOST6, 8080) == f"web {OUTSIDE6}"
         assert world.host.asks(HOST6, 8080) == f"web {HOST6}"
@@ -107,8 +115,11 @@ def test_a_neighbour_that_sends_to_127_0_0_1_does_not_reach_what_is_published_th
     """route_localnet of the bridge is for the host's own programs (CVE-2020-8558)."""
     world.outside.ip("addr del 127.0.0.1/8 dev lo", f"route add 127.0.0.0/8 via {HOST}")
     world.outside.setting("ipv4/conf/eth0/route_localnet", 1)
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="127.0.0.1:80:80"), \
-         world.host.serves(81, address="127.0.0.1"):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, publish="127.0.0.1:80:80"),
+        world.host.serves(81, address="127.0.0.1"),
+    ):
         assert world.host.asks("127.0.0.1", 80) == f"web {GATEWAY}"
         assert world.host.asks("127.0.0.1", 81) == "it 127.0.0.1"
         for port in (80, 81):
@@ -117,8 +128,10 @@ def test_a_neighbour_that_sends_to_127_0_0_1_does_not_reach_what_is_published_th
 
 @elsewhere
 def test_a_range_and_a_port_that_nsbox_chooses() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, \
-         server("web", net, 9001, publish=["9100-9102:9000-9002", "9001", 9001]) as web:  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, 9001, publish=["9100-9102:9000-9002", "9001", 9001]) as web,
+    ):
         assert web.ports[:3] == tuple((None, 9100 + n, 9000 + n, "tcp") for n in range(3))
         chosen = [port for _, port, inside, _ in web.ports[3:] if inside == 9001]
         assert len(set(chosen)) == 2
@@ -130,8 +143,11 @@ def test_a_range_and_a_port_that_nsbox_chooses() -> None:
 
 @elsewhere
 def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
-    with nsbox.Network("nsb0", subnet=SUBNET) as net, nsbox.Network("nsb1") as other, \
-         server("web", net, publish=["8080:80", "53:53/udp"]):  # fmt: skip
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        nsbox.Network("nsb1") as other,
+        server("web", net, publish=["8080:80", "53:53/udp"]),
+    ):
         for where in (net, other):
             for wanted in ("8080:80", f"{HOST}:8080:80", "8079-8081:80-82"):
                 with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish=wanted):
@@ -140,8 +156,11 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
             with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish="53:1/udp"):
                 pass
             assert said == ["publish: udp port 53 of the host: Address already in use"], said
-        with world.host.serves(8081), raises(nsbox.Unavailable, "publish") as said, \
-             idle("b", net, publish="8081:80"):  # fmt: skip
+        with (
+            world.host.serves(8081),
+            raises(nsbox.Unavailable, "publish") as said,
+            idle("b", net, publish="8081:80"),
+        ):
             pass
         assert said == ["publish: tcp port 8081 of the host: Address already in use"], said
         with pytest.raises(OSError) as caught, world.host.serves(8080):
@@ -156,9 +175,15 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
 @elsewhere
 def test_two_pods_listen_on_the_same_port_and_are_published_on_two() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net:
-        pods = [nsbox.Pod(name, [nsbox.ContainerSpec("web", python("serve", "tcp", 80, name))],
-                          net=net, publish=f"{port}:80")
-                for name, port in (("one", 8001), ("two", 8002))]  # fmt: skip
+        pods = [
+            nsbox.Pod(
+                name,
+                [nsbox.ContainerSpec("web", python("serve", "tcp", 80, name))],
+                net=net,
+                publish=f"{port}:80",
+            )
+            for name, port in (("one", 8001), ("two", 8002))
+        ]
         with pods[0] as one, pods[1] as two:
             for pod, port in ((one, 8001), (two, 8002)):
                 wait_ready(pod["web"])
@@ -173,8 +198,11 @@ def test_two_pods_listen_on_the_same_port_and_are_published_on_two() -> None:
 def test_what_is_refused_before_anything_is_made() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net:
         for publish, text in (
-            ("web", "publish: 'web' does not say which port; "
-                    'use "8080:80", "127.0.0.1:8080:80", "53:53/udp" or 80'),
+            (
+                "web",
+                "publish: 'web' does not say which port; "
+                'use "8080:80", "127.0.0.1:8080:80", "53:53/udp" or 80',
+            ),
             ("70000:80", "publish: '70000' is not a port, or a range of them, in 1..65535"),
             ("8080:80/sctp", "publish: protocol 'sctp' is none of tcp, udp"),
             (["80:80", "80:81"], "publish[1]: 80:81/tcp overlaps publish[0], 80:80/tcp"),
@@ -185,12 +213,16 @@ def test_what_is_refused_before_anything_is_made() -> None:
         with raises(nsbox.SpecError, "publish") as said:
             nsbox.run(["true"], publish="80:80")
         assert said == ["publish: is of a sandbox with a network: net= a Bridge or a Network"]
-        with raises(nsbox.Unavailable, "publish") as said, \
-             idle("a", net, publish="[2001:db8::1]:80:80"):  # fmt: skip
+        with (
+            raises(nsbox.Unavailable, "publish") as said,
+            idle("a", net, publish="[2001:db8::1]:80:80"),
+        ):
             pass
         assert re.match(r"publish: .*: the sandbox has no such address", said[0]), said
-        with raises(nsbox.Unavailable, "publish") as said, \
-             idle("a", net, publish="203.0.113.9:80:80"):  # fmt: skip
+        with (
+            raises(nsbox.Unavailable, "publish") as said,
+            idle("a", net, publish="203.0.113.9:80:80"),
+        ):
             pass
         assert "Cannot assign requested address" in said[0], said
         assert net.leases == ()

@@ -286,9 +286,7 @@ Question = tuple[str, Any, int]
 
 def timed_all(container: Any, questions: list[Question], patience_s: float) -> list[Any]:
     words = [word for question in questions for word in question]
-    done = container.exec(
-        python("ask", scaled(patience_s), *words), capture_output=True, text=True
-    )
+    done = container.exec(python("ask", scaled(patience_s), *words), capture_output=True, text=True)
     assert done.returncode == 0, done
     return [tuple(one) for one in json.loads(done.stdout)]
 
@@ -336,13 +334,11 @@ def output(container: Any, *args: str) -> str:
 def raises(kind: Any, field: str = "") -> Iterator[list[str]]:
     """The block raises it; the text is the list's element afterwards."""
     said: list[str] = []
-    try:
+    with pytest.raises(kind) as caught:
         yield said
-    except kind as e:
-        said.append(str(e))
-        assert not field or getattr(e, "field", getattr(e, "feature", "")) == field, repr(e)
-    else:
-        raise AssertionError(f"no {kind}")
+    error = caught.value
+    said.append(str(error))
+    assert not field or getattr(error, "field", getattr(error, "feature", "")) == field, error
 
 
 def number(e: OSError) -> str:

@@ -411,7 +411,7 @@ def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan)
 
 
 @every_plan
-def test_the_end_is_signals_execing_and_nothing_but_exec(plan: Plan) -> None:
+def test_the_end_is_signals_execing_a_filter_and_nothing_but_exec(plan: Plan) -> None:
     codes = _codes(plan)
     at = codes.index(Opcode.EXECING)
     if codes[-1] in (Opcode.PAUSE, Opcode.EXECING):  # the last opens a socket, and ends
@@ -419,7 +419,10 @@ def test_the_end_is_signals_execing_and_nothing_but_exec(plan: Plan) -> None:
         assert not plan.args
         return
     assert codes[at - 1] is Opcode.SIGNALS
-    assert set(codes[at + 1 :]) == {Opcode.EXEC}
+    hardened = any(_code(step) is Opcode.NO_NEW_PRIVS for step in plan.steps)
+    assert codes[at + 1 : at + 1 + hardened] == [Opcode.SECCOMP] * hardened
+    assert set(codes[at + 1 + hardened :]) == {Opcode.EXEC}
+    assert codes.count(Opcode.SECCOMP) == hardened
     assert codes.count(Opcode.EXECING) == codes.count(Opcode.SIGNALS) == 1
 
 
@@ -427,6 +430,78 @@ def test_the_end_is_signals_execing_and_nothing_but_exec(plan: Plan) -> None:
 def test_no_new_privs_comes_before_exec(plan: Plan) -> None:
     for i in _where(plan, Opcode.NO_NEW_PRIVS):
         assert _last(plan, Opcode.CAPS) < i < _first(plan, Opcode.EXEC, Opcode.PAUSE)
+
+
+@every_plan
+def test_scopes_come_after_no_new_privs_and_while_a_descriptor_can_be_had(plan: Plan) -> None:
+    """landlock_create_ruleset makes one, and limits.nofile may leave none."""
+    for i in _where(plan, Opcode.LANDLOCK):
+        assert _last(plan, Opcode.NO_NEW_PRIVS) < i < _first(plan, Opcode.RLIMIT, Opcode.INIT)
+
+
+@pytest.mark.parametrize("profile", ["strict", "standard", "none"])
+@pytest.mark.parametrize(
+    ("keywords", "join", "scopes"),
+    [
+        pytest.param({}, (), {}, id="namespaces of its own"),
+        pytest.param({"net": "host"}, (), {"abstract sockets": 1}, id="the host's network"),
+        pytest.param(
+            {"namespaces": ["user", "net"]}, (), {"signals": 2}, id="the host's processes"
+        ),
+        pytest.param(
+            {"namespaces": ["user"]}, (), {"abstract sockets": 1, "signals": 2}, id="both"
+        ),
+        pytest.param({"namespaces": ["mnt"]}, ("user", "net", "pid"), {}, id="those of a pod"),
+    ],
+)
+def test_what_is_shared_with_the_host_is_scoped(
+    profile: str, keywords: dict[str, Any], join: tuple[str, ...], scopes: dict[str, int]
+) -> None:
+    how = {"join": join, "join_map": "slot" if join else "", "profile": profile, **keywords}
+    if profile == "none":
+        scopes = {}
+    for abi in (0, 5, 6, 7):
+        plan = plan_of(dataclasses.replace(HOSTS["root, v2"], landlock=abi), **how)
+        found = [plan.steps[i].n for i in _where(plan, Opcode.LANDLOCK)]  # type: ignore[union-attr]
+        assert found == ([sum(scopes.values())] if scopes and abi >= 6 else [])
+        said = {what: plan_said for what, plan_said in plan.applied
+                if what in ("abstract sockets", "signals")}  # fmt: skip
+        assert set(said) == set(scopes)
+        for text in said.values():
+            assert text.startswith("missing: the host's are in reach") is (abi < 6)
+
+
+@pytest.mark.parametrize("profile", ["strict", "standard"])
+def test_without_a_filter_nothing_runs_unless_best_effort_is_asked_for(profile: str) -> None:
+    host = dataclasses.replace(HOSTS["root, v2"], seccomp=False)
+    with pytest.raises(Unavailable) as caught:
+        plan_of(host, profile=profile)
+    assert caught.value.feature == "seccomp"
+    assert "best_effort=True" in caught.value.alternatives
+    plan = plan_of(host, profile=profile, best_effort=True)
+    assert dict(plan.applied)["seccomp"].startswith("missing: ")
+    assert not _where(plan, Opcode.SECCOMP)
+    assert not _where(plan_of(host, profile="none"), Opcode.SECCOMP)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "sockets"),
+    [
+        pytest.param(None, (), id="of the profile"),
+        pytest.param(["KILL", "SYS_ADMIN"], (), id="others"),
+        pytest.param(["NET_RAW"], ("PACKET",), id="NET_RAW"),
+        pytest.param(["NET_RAW", "NET_ADMIN"], ("PACKET", "NETLINK"), id="both"),
+    ],
+)
+def test_a_capability_that_was_asked_for_brings_its_sockets(
+    capabilities: list[str] | None, sockets: tuple[str, ...]
+) -> None:
+    for profile in ("strict", "standard"):
+        plan = plan_of(profile=profile, capabilities=capabilities)
+        said = dict(plan.applied)["seccomp"]
+        assert said.startswith("sockets: UNIX, INET, INET6, NETLINK_ROUTE")
+        named = said.partition("NETLINK_ROUTE")[2].partition(";")[0].strip(", ").split(", ")
+        assert tuple(filter(None, named)) == sockets
 
 
 @every_plan

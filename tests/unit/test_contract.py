@@ -15,10 +15,11 @@ import pytest
 from support import scaled
 from unit.plans import Header, RawOp, corpus
 
-from nsbox import names, plan, syscalls
+from nsbox import names, plan, seccomp, syscalls
 from nsbox.names import (
     At,
     Clone,
+    FilterFlag,
     Kind,
     MountAttr,
     NsGet,
@@ -26,6 +27,7 @@ from nsbox.names import (
     OpFlag,
     PlanFlag,
     Propagation,
+    Scope,
     SecureBit,
 )
 
@@ -54,6 +56,10 @@ PREFIXES: dict[type[enum.IntEnum | enum.IntFlag], str] = {
     MountAttr: "MOUNT_ATTR_",
     Propagation: "MS_",
     SecureBit: "SECBIT_",
+    FilterFlag: "SECCOMP_FILTER_FLAG_",
+    seccomp.Ret: "SECCOMP_RET_",
+    seccomp.Arch: "AUDIT_ARCH_",
+    seccomp.Family: "AF_",
 }
 #: Enums of nsb.h that have a twin: (enum in C, twin, what only C has).
 TWINS: list[tuple[str, type[enum.IntEnum | enum.IntFlag], set[str]]] = [
@@ -65,7 +71,23 @@ TWINS: list[tuple[str, type[enum.IntEnum | enum.IntFlag], set[str]]] = [
 ]
 
 # sys.h has what nsbox is compiled with; linux/mount.h and sys/mount.h exclude each other
-HEADERS = ("nsb.h", "sys.h", "linux/nsfs.h", "sys/resource.h", "linux/capability.h", "stdio.h")
+HEADERS = ("nsb.h", "sys.h", "linux/nsfs.h", "sys/resource.h", "linux/capability.h", "stdio.h",
+           "linux/audit.h", "linux/filter.h", "linux/net.h", "linux/seccomp.h",
+           "sys/socket.h")  # fmt: skip
+#: Of instructions and of what they look at.
+BPF = {
+    "BPF_LD | BPF_W | BPF_ABS": seccomp.LOAD,
+    "BPF_ALU | BPF_AND | BPF_K": seccomp.AND,
+    "BPF_JMP | BPF_JEQ | BPF_K": seccomp.EQUAL,
+    "BPF_JMP | BPF_JGE | BPF_K": seccomp.AT_LEAST,
+    "BPF_RET | BPF_K": seccomp.RETURN,
+    "sizeof(struct sock_filter)": 8,
+    "SOCK_PACKET": seccomp.SOCK_PACKET,
+    "offsetof(struct seccomp_data, nr)": seccomp.NR,
+    "offsetof(struct seccomp_data, arch)": seccomp.ARCH,
+    **{f"offsetof(struct seccomp_data, args[{i}])": at for i, at in enumerate(seccomp.ARGS)},
+    **dict(zip(("SYS_SOCKET", "SYS_SOCKETPAIR"), seccomp.SOCKETCALLS, strict=True)),
+}
 
 
 def _expected() -> dict[str, int]:
@@ -78,6 +100,8 @@ def _expected() -> dict[str, int]:
     values |= {f"CAP_{name}": number for number, name in enumerate(names.CAPABILITIES)}
     values |= {f"RLIMIT_{name.upper()}": number for name, number in names.RLIMITS.items()}
     values |= {f"__NR_{name}": syscalls.number_of(name) for name in syscalls.NUMBERS}
+    native = seccomp.NUMBERS[seccomp.MACHINES[syscalls.machine()][0]] | seccomp.COMMON
+    values |= {f"__NR_{name}": number for name, number in native.items()} | BPF
     tree = {"EMPTY_PATH": "AT", "RECURSIVE": "AT", "NO_AUTOMOUNT": "AT"}
     values |= {f"{tree.get(str(flag.name), 'OPEN_TREE')}_{flag.name}": int(flag)
                for flag in syscalls.OpenTreeFlag}  # fmt: skip
@@ -140,6 +164,40 @@ def test_flags_of_umount_are_the_compiler_s(tmp_path: Path) -> None:
         source.write_text(f"#include <sys/mount.h>\n{text}")
         done = subprocess.run(["gcc", "-fsyntax-only", str(source)], stderr=subprocess.DEVNULL)
         assert (done.returncode == 0) is good
+
+
+def test_scopes_of_landlock_are_the_compiler_s(tmp_path: Path) -> None:
+    """Headers that are older than Linux 6.12 have none."""
+    if not shutil.which("gcc"):
+        pytest.skip("needs gcc")
+    source = tmp_path / "scopes.c"
+    text = "#include <linux/landlock.h>\n"
+    for scope in Scope:
+        name = f"LANDLOCK_SCOPE_{scope.name}"
+        text += f'#ifdef {name}\n_Static_assert({name} == {int(scope)}, "{name}");\n#endif\n'
+    source.write_text(text)
+    subprocess.run(["gcc", "-fsyntax-only", str(source)], check=True, timeout=scaled(60))
+
+
+@pytest.mark.parametrize(
+    ("header", "arch", "bit"),
+    [
+        pytest.param("unistd_64.h", seccomp.Arch.X86_64, 0, id="x86_64"),
+        pytest.param("unistd_32.h", seccomp.Arch.I386, 0, id="i386"),
+        pytest.param("unistd_x32.h", seccomp.Arch.X86_64, seccomp.X32[0], id="x32"),
+    ],
+)
+def test_numbers_of_other_conventions_are_the_compiler_s(
+    header: str, arch: seccomp.Arch, bit: int, tmp_path: Path
+) -> None:
+    if syscalls.machine() != "x86_64" or not shutil.which("gcc"):
+        pytest.skip("needs gcc on x86_64")
+    known = seccomp.NUMBERS[arch] | seccomp.COMMON
+    checks = [f'_Static_assert(__NR_{n} == {bit | v}, "{n}");' for n, v in known.items()]
+    lines = [f"#define __X32_SYSCALL_BIT {bit}", f"#include <asm/{header}>", *checks]
+    source = tmp_path / "numbers.c"
+    source.write_text("\n".join(lines))
+    subprocess.run(["gcc", "-fsyntax-only", str(source)], check=True, timeout=scaled(60))
 
 
 def test_unlimited_is_the_compiler_s(compiled: dict[str, int]) -> None:

@@ -16,7 +16,7 @@ from unit.plans import HOSTS, Decoded, Header, RawOp, corpus, decode, mutants, p
 from nsbox import _core, steps
 from nsbox.compile import compile_spec
 from nsbox.errors import SpecError, Unavailable
-from nsbox.names import At, Clone, Opcode, OpFlag
+from nsbox.names import At, Clone, FilterFlag, Opcode, OpFlag
 from nsbox.plan import NONE, Plan
 from nsbox.spec import Limits, Mount
 from nsbox.steps import Clone3, Fd, Pool, Simple, Slot, Unshare
@@ -36,7 +36,7 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
     """The operands of an op, by the table of signatures in csrc/plan.c."""
     code = Opcode(op.code)
     data = raw.raw[op.b : op.b + op.n] if code is Opcode.FILE else b""
-    if code is Opcode.SETGROUPS:
+    if code in (Opcode.SETGROUPS, Opcode.SECCOMP):
         data = raw.raw[op.a : op.a + op.n]
     texts: dict[Opcode, str] = {
         Opcode.OPEN: "a", Opcode.OPEN_TREE: "a", Opcode.ATTACH: "b", Opcode.MOUNT: "ab",
@@ -109,6 +109,10 @@ def _check_data(step: ChildStep, op: RawOp, means: dict[str, Any]) -> None:
     if step.opcode is Opcode.SETGROUPS:
         gids = step.gids  # type: ignore[union-attr]
         assert means["data"] == struct.pack(f"<{len(gids)}I", *gids)
+    if step.opcode is Opcode.SECCOMP:
+        assert means["data"] == step.program  # type: ignore[union-attr]
+        assert means["a"] % 8 == 0, "struct sock_filter is read where it lies"
+        assert means["m"] == FilterFlag.SPEC_ALLOW
     if step.opcode is Opcode.OPEN_TREE:
         device = step.device  # type: ignore[union-attr]
         assert (op.n, bool(op.flags & OpFlag.CHRDEV)) == (device, bool(device))
