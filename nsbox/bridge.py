@@ -23,7 +23,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from nsbox import hostsfile, interrupts, later, launcher, links, netrules, netspec, nft, rtnl
+from nsbox import (
+    hostsfile,
+    interrupts,
+    later,
+    launcher,
+    links,
+    netguard,
+    netrules,
+    netspec,
+    nft,
+    rtnl,
+)
 from nsbox.addresses import Pool, counterpart
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.forwarding import Forwarding
@@ -183,8 +194,7 @@ class Bridge(links.Owned):
     def _make(self) -> None:
         _, self._route = self._open(None, "netns")
         self._mark = self._alias()
-        mac = f"02:{secrets.token_hex(5)}"  # its own, or it would be the lowest of its ports'
-        mac = ":".join(mac.replace(":", "")[i : i + 2] for i in range(0, 12, 2))
+        mac = links.new_mac()  # its own, or it would be the lowest of its ports'
         self._route.do(
             rtnl.link_add("bridge", self.name, mtu=self.mtu, mac=mac),
             rtnl.link_set(self.name, alias=self._mark),
@@ -207,10 +217,10 @@ class Bridge(links.Owned):
         self._rules = nft.open_socket()
         self._undo.callback(later.call, self._rules.close)
         self.transact(
-            netrules.network_table(
+            [*netguard.guard_table(self.table), *netrules.network_table(
                 self.table, self.name, subnet, gateway, self.subnet6, self.gateway6,
                 nat=self.nat, isolated=self.isolated, host_ports=self._host_ports,
-            ),
+            )],
             "rules",
         )  # fmt: skip
         # 127.0.0.1 of the host reaches published ports; the guard of the rules keeps others off.
@@ -300,7 +310,7 @@ class Bridge(links.Owned):
             if own is not None and subnet is not None and gateway is not None:
                 yield own, subnet, gateway
 
-    def plug(self, port: str, peer: str, pid: int) -> int:
+    def plug(self, port: str, peer: str, pid: int, mac: str) -> int:
         """A veth pair: a port of the bridge, and *peer* in the network of process *pid*, where
         its index is what is returned."""
         self._check_there()
@@ -308,8 +318,8 @@ class Bridge(links.Owned):
         # own number waits up to a second until the kernel believes that it is up (linkwatch).
         index = secrets.randbelow(_INDICES) + _INDICES
         self._route.do(
-            rtnl.veth_add(port, peer, peer_pid=pid, index=index, peer_index=index - _INDICES + 2,
-                          up=True, master=self._index, mtu=self.mtu),
+            rtnl.veth_add(port, peer, peer_pid=pid, peer_index=index - _INDICES + 2, peer_mac=mac,
+                          index=index, up=True, master=self._index, mtu=self.mtu),
             # Where br_netfilter is on, by a published port a sandbox comes back to itself.
             rtnl.link_set(port, alias=self._mark, hairpin=True),
         )  # fmt: skip

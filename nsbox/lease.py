@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from nsbox import later, links, nft, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.netallow import parse_allow
+from nsbox.netguard import Member, guarded
 from nsbox.netrules import Published, egress_table, published
 from nsbox.steps import Netlink
 
@@ -33,6 +34,7 @@ class Lease:
         address, address6: of the sandbox; None in a network that has none.
         ports: published: (host address or None, host port, port, protocol) of each.
         port_name: of the bridge's end of its veth pair.
+        mac: of the sandbox's end.
     """
 
     def __init__(self, bridge: Bridge, spec: Spec, name: str) -> None:
@@ -44,6 +46,7 @@ class Lease:
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
         self.port_name = links.new_name()
+        self.mac = links.new_mac()
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
@@ -72,13 +75,16 @@ class Lease:
         entries = [self._choose(ports, offset) for ports in self._spec.publish
                    for offset in range(ports.count if not ports.host_port else 1)]  # fmt: skip
         self.published = tuple(entries)
-        messages = [message for entry in entries
-                    for message in published(self._bridge.table, entry)]  # fmt: skip
-        if not messages:
+        if self.address is None:
             return
-        self._bridge.transact(messages, "publish")
+        add = [message for entry in entries for message in published(self._bridge.table, entry)]
         gone = [message for entry in entries
                 for message in published(self._bridge.table, entry, delete=True)]  # fmt: skip
+        addresses = tuple(one for one in (self.address, self.address6) if one is not None)
+        self.member = Member(self.port_name, self.mac, addresses)
+        add += guarded(self._bridge.table, self.member)
+        gone += guarded(self._bridge.table, self.member, delete=True)
+        self._bridge.transact(add, "publish")
         self._undo.callback(self._bridge.while_open, self._bridge.transact, gone, "publish")
 
     def _choose(self, ports: Publish, offset: int) -> Published:
@@ -128,7 +134,7 @@ class Lease:
         if self._spec.egress is not None:
             self._restrict(sockets.pop(Netlink.NETFILTER))
         self._undo.callback(self._bridge.while_open, self._bridge.unplug, self.port_name)
-        self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid))
+        self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid, self.mac))
 
     def _configure(self, inside: rtnl.Rtnl, index: int) -> None:
         wanted = [rtnl.link_set(index, up=True)]

@@ -48,6 +48,11 @@ def new_name() -> str:
     return f"nsb{secrets.token_hex(6)}"
 
 
+def new_mac() -> str:
+    """One that is locally administered, and no group's."""
+    return ":".join(("02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))))
+
+
 def ip_interface(value: Any, field: str) -> IpInterface:
     """Raises SpecError unless it is an address with its network, as ``"10.0.0.2/24"``."""
     try:

@@ -39,7 +39,8 @@ _NESTED, _TYPE_MASK = 0x8000, 0x3FFF
 _MOST = 65535 - 4  # bytes in an attribute, which has 16 bits for its length
 
 #: Of what maps have as key or value: its number for nft(8), which lists it by that, and its bytes.
-TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "inet_proto": (12, 1), "inet_service": (13, 2)}
+TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ether_addr": (9, 6), "inet_proto": (12, 1),
+         "inet_service": (13, 2), "ifname": (41, 16)}  # fmt: skip
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}", re.ASCII)
 
@@ -212,18 +213,29 @@ class Table:
             u32(6, value_type), u32(7, value_size), u32(10, number),
         )  # fmt: skip
 
+    def set(self, name: str, key: str, number: int) -> Message:
+        """One of keys alone; as ``map``."""
+        key_type, key_size = _joined(key)
+        return self._say(
+            NEWSET, CREATE, f"add set {self._where} {name} {{ type {key}; }}",
+            text(2, name), u32(3, 0), u32(4, key_type), u32(5, key_size), u32(10, number),
+        )  # fmt: skip
+
     def elements(self, name: str, pairs: Iterable[tuple[bytes, bytes]], words: str, *,
                  delete: bool = False) -> list[Message]:  # fmt: skip
-        """Add (EEXIST: a key is there) or *delete* (ENOENT: it is not) elements of a map.
+        """Add (EEXIST: a key is there) or *delete* (ENOENT: it is not) elements of a map or set.
 
         Args:
-            pairs: keys and values, as ``concatenated`` makes them.
+            pairs: keys and values, as ``concatenated`` makes them; of a set values are empty.
             words: how people write the elements.
         """
         kind, flags = (DELSETELEM, 0) if delete else (NEWSETELEM, CREATE | EXCL)
         verb = "delete" if delete else "add"
         command = f"{verb} element {self._where} {name} {{ {words} }}"
-        every = [nested(1, data(1, key), b"" if delete else data(2, value)) for key, value in pairs]
+        every = [
+            nested(1, data(1, key), b"" if delete or not value else data(2, value))
+            for key, value in pairs
+        ]
         step = _MOST // len(every[0]) if every else 1
         return [self._say(kind, flags, command, text(2, name), nested(3, *every[at : at + step]))
                 for at in range(0, len(every), step)]  # fmt: skip

@@ -31,7 +31,7 @@ EXPRESSIONS: Mapping[str, Mapping[str, tuple[int, Callable[[int, Any], bytes]]]]
     "bitwise": {"sreg": (1, u32), "dreg": (2, u32), "len": (3, u32), "mask": (4, data),
                 "xor": (5, data)},
     "cmp": {"sreg": (1, u32), "op": (2, u32), "data": (3, data)},
-    "lookup": {"set": (1, text), "sreg": (2, u32), "dreg": (3, u32)},
+    "lookup": {"set": (1, text), "sreg": (2, u32), "dreg": (3, u32), "flags": (5, u32)},
     "immediate": {"dreg": (1, u32), "data": (2, verdict)},
     "nat": {"type": (1, u32), "family": (2, u32), "reg_addr_min": (3, u32),
             "reg_proto_min": (5, u32)},
@@ -171,6 +171,8 @@ oifname = Selector("oifname", _meta(7), _IFNAMSIZ)
 nfproto = Selector("meta nfproto", _meta(15), 1, names={"ipv4": 2, "ipv6": 10})
 l4proto = Selector("meta l4proto", _meta(_META_L4PROTO), 1,
                    names={"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58})  # fmt: skip
+protocol = Selector("meta protocol", _meta(1), 2,
+                    names={"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD})  # fmt: skip
 _IS4, _IS6 = (nfproto(name).code for name in nfproto.names)
 _ICMP, _TCP, _UDP, _ICMP6 = (l4proto(name).code for name in l4proto.names)
 
@@ -242,3 +244,33 @@ def dnat_by(name: str, daddr: Selector, *, keyed: bool) -> Statement:
     ))  # fmt: skip
     key = f"{daddr.words} . meta l4proto . th dport" if keyed else "meta l4proto . th dport"
     return Statement(f"dnat {family} to {key} map @{name}", code, daddr.needs if keyed else ())
+
+
+#: What of a frame is compared together with the port that it came in by: its source, or what it
+#: says of itself. Of the family bridge, where ``meta protocol`` tells one from the other.
+_SOURCES = {
+    "ether saddr": (0, 6, 6),
+    "arp saddr ether": (_NETWORK, 8, 6),
+    "arp saddr ip": (_NETWORK, 14, 4),
+    "ip saddr": (_NETWORK, 12, 4),
+    "ip6 saddr": (_NETWORK, 8, 16),
+    "nd target": (_TRANSPORT, 8, 16),
+}
+
+
+def by_port(source: str, name: str, *, known: bool) -> Statement:
+    """Whether the port and *source* are together in the set *name*, or are not."""
+    base, offset, size = _SOURCES[source]
+    code = b"".join((
+        expression("meta", dreg=_WORD, key=6),
+        expression("payload", dreg=_WORD + _IFNAMSIZ // 4, base=base, offset=offset, len=size),
+        expression("lookup", set=name, sreg=_WORD, flags=int(not known)),
+    ))  # fmt: skip
+    return Statement(f"iifname . {source} {'' if known else '!= '}@{name}", code)
+
+
+def port_in(name: str, *, known: bool) -> Statement:
+    """Whether the link that it came in by is in the set *name*, or is not."""
+    lookup = expression("lookup", set=name, sreg=_WORD, flags=int(not known))
+    load = expression("meta", dreg=_WORD, key=6)
+    return Statement(f"iifname {'' if known else '!= '}@{name}", load + lookup)

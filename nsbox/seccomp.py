@@ -161,7 +161,8 @@ def _search_calls(code: _Code, arch: Arch, rules: Rules, foreign: str) -> None:
 def _check_sockets(code: _Code, sockets: tuple[str, ...]) -> None:
     """INET with the type SOCK_PACKET is another name of PACKET."""
     families = {int(Family[name]): "allow" for name in sockets if name in Family.__members__}
-    protocols = {int(Netlink[name[8:]]): "allow" for name in sockets if name[:8] == "NETLINK_"}
+    protocols = {Netlink[name[8:]] & 0xFF: "allow"
+                 for name in sockets if name[:8] == "NETLINK_"}  # fmt: skip
     if "INET" in sockets and "PACKET" not in sockets:
         families[Family.INET] = "type"
     if protocols and "NETLINK" not in sockets:

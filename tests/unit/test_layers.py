@@ -36,7 +36,7 @@ FLOORS: dict[int, str] = {
     1: "errors units names",
     2: "spec host netspec netallow",
     3: "steps plan profile build limits idmap devices overlay mounts creds seccomp confine compile "
-    "nftmsg nftrule netrules etc wiring drawing",
+    "nftmsg nftrule netrules netguard etc wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi rtnl later nft shaping changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile",
