@@ -12,17 +12,19 @@ import nsbox
 
 POWERS = {"profile": "standard", "user": 0, "capabilities": ["NET_ADMIN", "NET_RAW"]}
 
-#: An ARP reply that nobody asked for: "the address is at my link".
+#: An ARP reply that nobody asked for: "the address is at my link". For longer than the second in
+#: which a neighbour that has just been heard is not heard again (locktime of arp(7)).
 _ARP = """
-import socket, sys
+import socket, sys, time
 address, link = sys.argv[1], socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
 link.bind(("eth0", 0))
 mac = bytes.fromhex(open("/sys/class/net/eth0/address").read().strip().replace(":", "")) \
     if len(sys.argv) < 3 else bytes.fromhex(sys.argv[2])
 own, everybody = socket.inet_aton(address), b"\\xff" * 6
 arp = bytes.fromhex("0001080006040002") + mac + own + everybody + own
-for _ in range(5):
+for _ in range(15):
     link.send(everybody + mac + b"\\x08\\x06" + arp)
+    time.sleep(0.1)
 """
 
 
