@@ -2,8 +2,9 @@
 """Files of the registry directory that processes of one network namespace share while they run.
 
 A file is there as long as it has users. Each user holds a shared flock; whoever can have the
-lock alone is the last one, and removes the file. That is a user that closes it, or ``gc()`` after
-the last was killed. A new user that finds the lock taken waits, and makes the next file.
+lock alone is the last one, and removes the file. That is a user that closes it; after the last was
+killed its launcher (csrc/init/shared.c), or ``gc()``. A new user that finds the lock taken waits,
+and makes the next file.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ def network() -> str:
         except OSError:
             return f"{boot()}-i{os.stat('/proc/thread-self/ns/net').st_ino}"
     return f"{boot()}-{int.from_bytes(raw, sys.byteorder)}"
+
+
+def prefix() -> str:
+    """What the names of the files of this thread's network namespace begin with."""
+    return f"{PREFIX}{network()}-"
 
 
 def patiently(attempt: Callable[[], bool], what: str) -> None:
@@ -116,7 +122,7 @@ class Shared:
         if self._closed:
             raise StateError(f"{self!r} is closed", status="closed")
         if self._fd < 0:
-            self.path = f"{registry.directory()}/{PREFIX}{network()}-{self.name}"
+            self.path = f"{registry.directory()}/{prefix()}{self.name}"
             fd = _open(self.path)
             try:
                 self._begin(fd)
