@@ -177,12 +177,12 @@ class Bridge(links.Owned):
         self._mark = self._alias()
         mac = f"02:{secrets.token_hex(5)}"  # its own, or it would be the lowest of its ports'
         mac = ":".join(mac.replace(":", "")[i : i + 2] for i in range(0, 12, 2))
+        self._index = links.new_index()
         self._route.do(
-            rtnl.link_add("bridge", self.name, mtu=self.mtu, mac=mac),
-            rtnl.link_set(self.name, alias=self._mark),
+            rtnl.link_add("bridge", self.name, index=self._index, mtu=self.mtu, mac=mac),
+            rtnl.link_set(self._index, alias=self._mark),
         )
         self._undo.callback(self._delete_link)
-        self._index = self._route.link(self.name).ifindex
         self._route.do(
             rtnl.link_set(self._index, up=True),
             *(rtnl.address_add(self._index, links.interface(gateway, subnet))
