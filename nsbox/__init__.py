@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nsbox.lifecycle import LifeEvent as LifeEvent
     from nsbox.lifecycle import events as events
     from nsbox.links import Interface as Interface
+    from nsbox.links import Link as Link
     from nsbox.links import Veth as Veth
     from nsbox.namespace import Namespace as Namespace
     from nsbox.namespace import NamespaceInfo as NamespaceInfo
@@ -85,6 +86,7 @@ _WHERE = {
     "LifeEvent": "lifecycle",
     "CopyError": "errors",
     "Limits": "spec",
+    "Link": "links",
     "Mount": "spec",
     "Namespace": "namespace",
     "NamespaceInfo": "namespace",

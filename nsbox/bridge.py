@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from nsbox.spec import Spec
     from nsbox.subnets import Claim
 
-_INDICES = 1 << 29  # the upper half of what a link's index can be: the kernel counts from 1
 _HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
 
 
@@ -195,12 +194,12 @@ class Bridge(links.Owned):
         _, self._route = self._open(None, "netns")
         self._mark = self._alias()
         mac = links.new_mac()  # its own, or it would be the lowest of its ports'
+        self._index = links.new_index()
         self._route.do(
-            rtnl.link_add("bridge", self.name, mtu=self.mtu, mac=mac),
-            rtnl.link_set(self.name, alias=self._mark),
+            rtnl.link_add("bridge", self.name, index=self._index, mtu=self.mtu, mac=mac),
+            rtnl.link_set(self._index, alias=self._mark),
         )
         self._undo.callback(self._delete_link)
-        self._index = self._route.link(self.name).ifindex
         self._route.do(
             rtnl.link_set(self._index, up=True),
             *(rtnl.address_add(self._index, links.interface(gateway, subnet))
@@ -316,14 +315,14 @@ class Bridge(links.Owned):
         self._check_there()
         # Ours to choose, so nobody has to ask for them; two, for a device that is "stacked" on its
         # own number waits up to a second until the kernel believes that it is up (linkwatch).
-        index = secrets.randbelow(_INDICES) + _INDICES
+        index, inside = links.new_index(), links.new_index()
         self._route.do(
-            rtnl.veth_add(port, peer, peer_pid=pid, peer_index=index - _INDICES + 2, peer_mac=mac,
+            rtnl.veth_add(port, peer, peer_pid=pid, peer_index=inside, peer_mac=mac,
                           index=index, up=True, master=self._index, mtu=self.mtu),
             # Where br_netfilter is on, by a published port a sandbox comes back to itself.
-            rtnl.link_set(port, alias=self._mark, hairpin=True),
+            rtnl.link_set(index, alias=self._mark, hairpin=True),
         )  # fmt: skip
-        return index - _INDICES + 2
+        return inside
 
     def unplug(self, port: str) -> None:
         """Delete the pair, soon."""

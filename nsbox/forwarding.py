@@ -4,12 +4,12 @@
 It is one for all networks of a network namespace, and writing it changes the settings of every
 interface: ``inet_forward_change`` and ``addrconf_forward_change`` in the kernel. So the first that
 needs it writes down what was set, in a file that all who need it share (shared.py), and the last
-puts it back; after a kill that is the next who looks::
+puts it back. After a kill that is the launcher (csrc/init/shared.c), or the next who looks::
 
     hold   the shared lock; then one at a time: write down what is set, unless that was done; on
     close  the lock alone, which only the last can have: write down what is to be set, set it,
            remove the file; who is not the last just leaves
-    gc     as close, where the lock can be had
+    gc     as close, where the lock can be had; so does the launcher of a killed owner
 
 Either list has a mark at its end: killed in between, it is whole or nothing was done yet. A list
 of what is to be set was not worked off, then: whoever finds it does that first.

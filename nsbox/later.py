@@ -13,6 +13,7 @@ import atexit
 import errno
 import os
 import secrets
+import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING
@@ -51,6 +52,8 @@ class Later:
         self._put(what)
 
     def _put(self, item: tuple[Rtnl, str | int] | Callable[[], None]) -> None:
+        if sys.is_finalizing():  # no thread starts any more, nor goes on: this is the launcher's
+            return
         with self._changed:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nsbox-later", daemon=True)

@@ -18,7 +18,7 @@ import time
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from nsbox import _core, registry
+from nsbox import _core, registry, shared
 from nsbox.errors import StateError, Unavailable
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class Launcher:
         try:
             exe, owner = _init_memfd(), os.pidfd_open(os.getpid())
             self._register((registry.directory(),))
+            self._register_shared()
             _core.launcher_start(exe, theirs.fileno(), self.entry.fd, owner)
             self.entry.publish()
         except BaseException:
@@ -72,6 +73,14 @@ class Launcher:
     def _register(self, directories: tuple[str, ...]) -> None:
         for directory in directories:
             _core.sweep(self._control.fileno(), directory, self.entry.prefix)
+
+    def _register_shared(self) -> None:
+        """What this network namespace shares is not ours alone, and has a prefix of its own."""
+        try:
+            prefix = shared.prefix()
+        except FileNotFoundError:  # no /proc/sys: nor can anything there be switched on
+            return
+        _core.sweep(self._control.fileno(), registry.directory(), prefix)
 
     def register(self, directories: tuple[str, ...]) -> None:
         """Things with our prefix will be made there: whoever outlives us removes them."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Links between network namespaces: veth pairs and bridges, and what can be done to an end.
+"""Links between network namespaces: veth pairs, single links, and what can be done to an end.
 
 Kernel: rtnetlink(7), veth(4). A link that nsbox makes has an alias which says whose it is: by
 that it is found and deleted when its owner was killed.
@@ -12,10 +12,11 @@ import ipaddress
 import os
 import re
 import secrets
+import socket
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, later, launcher, rtnl, shaping
+from nsbox import interrupts, later, launcher, netspec, rtnl, shaping
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from nsbox.shaping import Shape
 
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
+_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _MTU = (68, 65535)
 _MAIN = 254  # RT_TABLE_MAIN
+_INDICES = 1 << 29  # the upper half of what an index can be: the kernel counts from 1
 
 
 def check_name(name: Any, field: str) -> str:
@@ -51,6 +54,19 @@ def new_name() -> str:
 def new_mac() -> str:
     """One that is locally administered, and no group's."""
     return ":".join(("02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))))
+
+
+def new_index() -> int:
+    """One that no other link has. Who chose it can tell the kernel more of its link in the system
+    call that makes it; by its name that would be of another's, if there is one already."""
+    return secrets.randbelow(_INDICES) + _INDICES
+
+
+def check_mtu(mtu: int | None) -> int:
+    """0 for none. Raises SpecError unless it can be a link's."""
+    if mtu is not None and not _MTU[0] <= mtu <= _MTU[1]:
+        raise SpecError("mtu", f"{mtu!r} is not {_MTU[0]} to {_MTU[1]}")
+    return mtu or 0
 
 
 def ip_interface(value: Any, field: str) -> IpInterface:
@@ -249,8 +265,61 @@ class Interface:
         return [*self._route.queues(index),
                 *(one for one in self._route.classes(index) if one.type != "tbf")]  # fmt: skip
 
+    def join(self, bridge: Any) -> None:
+        """Become a port of *bridge*, in the same network namespace: ``ip link set master``.
+
+        Args:
+            bridge: an ``Interface``, a ``Link`` or a ``Bridge``.
+
+        Raises:
+            SpecError: it is in another network namespace.
+            NetworkError: the kernel refused: ELOOP, EOPNOTSUPP.
+        """
+        to = end_of(bridge, "bridge")
+        if not self._route.same_network(to._route):
+            raise SpecError("bridge", f"{to!r} is in another network namespace than {self!r}")
+        self._route.do(rtnl.link_set(self.index, master=to.index))
+
+    def leave(self) -> None:
+        """Be no port of a bridge any more; nothing to do if it is none."""
+        self._route.do(rtnl.link_set(self.index, master=rtnl.NO_LINK))
+
+    def add_neighbour(self, address: Any, mac: str) -> None:
+        """*address* has the hardware address *mac*, for ever: nobody is asked. ip-neighbour(8)."""
+        if not isinstance(mac, str) or not _MAC.fullmatch(mac):
+            raise SpecError("mac", f'{mac!r}: use as "02:00:00:00:00:01"')
+        who = netspec.parse_address(address, "address")
+        self._route.do(rtnl.neighbour_add(self.index, who, mac))
+
+    def rename(self, name: str) -> None:
+        """Before Linux 6.2 it has to be down (EBUSY)."""
+        self._route.do(rtnl.link_set(self.index, name=check_name(name, "name")))
+        self.name = name
+
+    def move(self, netns: Any) -> None:
+        """Into another network namespace, as for ``Veth.create``; its addresses do not go along,
+        and it is down there.
+
+        Raises:
+            NetworkError: its name is taken there (EEXIST), or it cannot be moved (EINVAL).
+        """
+        namespace, _ = namespace_of(netns, "netns")
+        route = open_rtnl(namespace)
+        with Namespace.current("net") as own:
+            target = (namespace or own).fileno()
+            self._route.do(rtnl.link_set(self.index, netns=target))
+        self.namespace, self._route = namespace, route
+
     def __repr__(self) -> str:
         return f"<nsbox.Interface {self.name!r}>"
+
+
+def end_of(value: Any, field: str) -> Interface:
+    """An ``Interface``, or that of a ``Link`` or ``Bridge``."""
+    found = getattr(value, "link", value)
+    if not isinstance(found, Interface):
+        raise SpecError(field, f"{value!r} is no Interface, nor has it one")
+    return found
 
 
 class Owned:
@@ -351,14 +420,13 @@ class Veth(Owned):
         """
         check_name(name, "name")
         check_name(peer, "peer")
-        if mtu is not None and not _MTU[0] <= mtu <= _MTU[1]:
-            raise SpecError("mtu", f"{mtu!r} is not {_MTU[0]} to {_MTU[1]}")
+        bytes_ = check_mtu(mtu)
         wanted = [None if one is None else ip_interface(one, field) for one, field in
                   ((address, "address"), (peer_address, "peer_address"))]  # fmt: skip
         self = cls()
         try:
             with interrupts.Held():
-                self._make(name, netns, peer, peer_netns, mtu or 0)
+                self._make(name, netns, peer, peer_netns, bytes_)
                 for end, ip in zip((self.link, self.peer), wanted, strict=True):
                     if ip is not None:
                         end.add_address(ip)
@@ -372,22 +440,23 @@ class Veth(Owned):
     def _make(self, name: str, netns: Any, peer: str, peer_netns: Any, mtu: int) -> None:
         here, route = self._open(netns, "netns")
         there, peer_route = self._open(peer_netns, "peer_netns")
-        self.link, self.peer = Interface(route, name, here), Interface(peer_route, peer, there)
+        link, end = Interface(route, name, here), Interface(peer_route, peer, there)
         # From the caller's own namespace, if an end is there: it is marked in the same system call.
-        first, second = self.link, self.peer
-        if there is None:
-            first, second = second, first
+        first, second = (end, link) if there is None else (link, end)
+        index = new_index()
         alias = self._alias()
         own = Namespace.current("net")
         try:
             first._route.do(
                 rtnl.veth_add(
-                    first.name, second.name, peer_netns=(second.namespace or own).fileno(), mtu=mtu
+                    first.name, second.name, peer_netns=(second.namespace or own).fileno(),
+                    index=index, mtu=mtu,
                 ),
-                rtnl.link_set(first.name, alias=alias),
-            )
+                rtnl.link_set(index, alias=alias),
+            )  # fmt: skip
         finally:
             own.close()
+        self.link, self.peer = link, end  # not before: else those that were there would be deleted
 
     def _delete(self) -> None:
         if not hasattr(self, "link"):
@@ -412,3 +481,152 @@ class Veth(Owned):
         ends = " - ".join(repr(getattr(self, end).name) for end in ("link", "peer")
                           if hasattr(self, end))  # fmt: skip
         return f"<nsbox.Veth {ends}{' closed' if self._closed else ''}>"
+
+
+#: Of each kind of single link: what it takes beside its name, and which of these it needs.
+_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "bridge": ((), ()),
+    "dummy": ((), ()),
+    "macvlan": (("below", "mode"), ("below",)),
+    "vxlan": (("below", "id", "remote", "port"), ("id",)),
+}
+_MODES = {"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}  # linux/if_link.h
+_VXLAN_PORT = 4789  # RFC 7348; the kernel's own default is another one
+
+
+class Link(Owned):
+    """A link with one end: a switch, or what is on top of another link.
+
+    A context manager, and deleted as a ``Veth`` is.
+
+    Attributes:
+        kind: what ip-link(8) calls its type.
+        link: its ``Interface``.
+    """
+
+    kind: str
+    link: Interface
+
+    @classmethod
+    def create(
+        cls,
+        kind: str,
+        name: str,
+        netns: Any = None,
+        *,
+        below: Interface | str | None = None,
+        mode: str | None = None,
+        id: int | None = None,
+        remote: Any = None,
+        port: int | None = None,
+        address: Any = None,
+        mtu: int | None = None,
+        up: bool = True,
+    ) -> Link:
+        """``ip link add [link BELOW] name NAME netns NETNS type KIND``.
+
+        Args:
+            kind: ``"bridge"``, a switch for the links that ``join`` it, where ``Bridge`` is one
+                for sandboxes; ``"macvlan"``, one more hardware address of the link *below*;
+                ``"vxlan"``, Ethernet in UDP (RFC 7348); ``"dummy"``, which drops what it sends.
+            netns: where it is to be, as for ``Veth.create``.
+            below: of macvlan, and of vxlan if it is bound to one: an ``Interface`` wherever it is,
+                or the name of one in the caller's own namespace.
+            mode: of macvlan: ``"bridge"``, if nothing is said, ``"private"``, ``"vepa"`` or
+                ``"passthru"``; ip-link(8).
+            id: of vxlan: the network's number, 0 to 2**24 - 1.
+            remote: of vxlan: the other end's address, or a multicast group and *below*.
+            port: of vxlan: UDP, 4789.
+            address: of its own, as ``"10.0.0.1/24"``.
+            mtu: bytes.
+            up: set it up.
+
+        Raises:
+            SpecError: an argument is wrong, or none of this kind.
+            Unavailable: the kernel has no such kind.
+            NetworkError: the kernel refused: EEXIST, EPERM, EINVAL; nothing is left.
+        """
+        check_name(name, "name")
+        fields = _fields(kind, below=below, mode=mode, id=id, remote=remote, port=port)
+        fields["mtu"] = check_mtu(mtu)
+        base = _below(below)
+        ip = None if address is None else ip_interface(address, "address")
+        self = cls()
+        self.kind = kind
+        try:
+            with interrupts.Held():
+                self._make(name, netns, base, fields)
+                if ip is not None:
+                    self.link.add_address(ip)
+                if up:
+                    self.link.up()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _make(
+        self, name: str, netns: Any, below: Interface | str | None, fields: dict[str, Any]
+    ) -> None:
+        where, route = self._open(netns, "netns")
+        link, index = Interface(route, name, where), new_index()
+        mark = rtnl.link_set(index, alias=self._alias())
+        base = Interface(self._open(None, "below")[1], below) if isinstance(below, str) else below
+        if base is not None:
+            fields["below"] = base.index
+        if base is None or base._route.same_network(route):
+            route.do(rtnl.link_add(self.kind, name, index=index, **fields), mark)
+            self.link = link
+            return
+        with Namespace.current("net") as own:  # the link below is looked for where that is asked
+            target = (where or own).fileno()
+            base._route.do(rtnl.link_add(self.kind, name, index=index, netns=target, **fields))
+        self.link = link
+        route.do(mark)
+
+    def _delete(self) -> None:
+        if hasattr(self, "link"):
+            self.link.delete()
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __repr__(self) -> str:
+        name = f" {self.link.name!r}" if hasattr(self, "link") else ""
+        return f"<nsbox.Link {self.kind}{name}{' closed' if self._closed else ''}>"
+
+
+def _fields(kind: str, **given: Any) -> dict[str, Any]:
+    """What is said of a link of this kind, for ``rtnl.link_add``."""
+    if kind not in _KINDS:
+        raise SpecError("kind", f"{kind!r} is none of {', '.join(_KINDS)}")
+    takes, needs = _KINDS[kind]
+    for name, value in given.items():
+        if value is not None and name not in takes:
+            raise SpecError(name, f"is nothing that a {kind} has")
+        if value is None and name in needs:
+            raise SpecError(name, f"a {kind} needs it")
+    if kind == "macvlan":
+        mode = given["mode"] or "bridge"
+        if mode not in _MODES:
+            raise SpecError("mode", f"{mode!r} is none of {', '.join(_MODES)}")
+        return {"id": _MODES[mode]}
+    return _vxlan(**given) if kind == "vxlan" else {}
+
+
+def _below(below: Any) -> Interface | str | None:
+    if isinstance(below, str):
+        return check_name(below, "below")
+    return None if below is None else end_of(below, "below")
+
+
+def _vxlan(*, id: int, remote: Any, port: int | None, **_: Any) -> dict[str, Any]:
+    port = _VXLAN_PORT if port is None else port
+    for field, value, most in (("id", id, (1 << 24) - 1), ("port", port, 65535)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise SpecError(field, f"{value!r} is not 0 to {most}")
+    fields: dict[str, Any] = {"id": id, "port": socket.htons(port)}
+    if remote is not None:
+        packed = netspec.parse_address(remote, "remote").packed
+        fields |= {"address": packed, "address_size": len(packed)}
+    return fields

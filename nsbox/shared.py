@@ -2,8 +2,9 @@
 """Files of the registry directory that processes of one network namespace share while they run.
 
 A file is there as long as it has users. Each user holds a shared flock; whoever can have the
-lock alone is the last one, and removes the file. That is a user that closes it, or ``gc()`` after
-the last was killed. A new user that finds the lock taken waits, and makes the next file.
+lock alone is the last one, and removes the file. That is a user that closes it; after the last was
+killed its launcher (csrc/init/shared.c), or ``gc()``. A new user that finds the lock taken waits,
+and makes the next file.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nsbox import registry
 from nsbox.errors import StateError, Unavailable
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 _Self = TypeVar("_Self", bound="Shared")
@@ -41,19 +43,33 @@ def boot() -> str:
         return file.read(8)
 
 
-def network() -> str:
-    """A name for the network namespace of this thread that no other has, nor will have.
+def cookie(probe: socket.socket) -> int | None:
+    """The number of a socket's network namespace, that no other has, nor will have.
 
-    By SO_NETNS_COOKIE, Linux 5.14; before that by its inode number, which a later one can get.
+    By SO_NETNS_COOKIE, Linux 5.14; before that None.
     """
+    try:
+        raw = probe.getsockopt(1, _SO_NETNS_COOKIE, 8)  # SOL_SOCKET
+    except OSError:
+        return None
+    return int.from_bytes(raw, sys.byteorder)
+
+
+def network() -> str:
+    """A name for the network namespace of this thread, as ``cookie`` has it; before Linux 5.14 by
+    its inode number, which a later one can get."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
-        try:
-            raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            return f"{boot()}-i{os.stat('/proc/thread-self/ns/net').st_ino}"
-    return f"{boot()}-{int.from_bytes(raw, sys.byteorder)}"
+        number = cookie(probe)
+    if number is None:
+        return f"{boot()}-i{os.stat('/proc/thread-self/ns/net').st_ino}"
+    return f"{boot()}-{number}"
+
+
+def prefix() -> str:
+    """What the names of the files of this thread's network namespace begin with."""
+    return f"{PREFIX}{network()}-"
 
 
 def patiently(attempt: Callable[[], bool], what: str) -> None:
@@ -116,7 +132,7 @@ class Shared:
         if self._closed:
             raise StateError(f"{self!r} is closed", status="closed")
         if self._fd < 0:
-            self.path = f"{registry.directory()}/{PREFIX}{network()}-{self.name}"
+            self.path = f"{registry.directory()}/{prefix()}{self.name}"
             fd = _open(self.path)
             try:
                 self._begin(fd)

@@ -40,11 +40,13 @@ int nsb_spare_make(void);
 /* sweep.c: what is undone when the owner has gone. */
 void nsb_sweep_add(const char *text, size_t size);
 bool nsb_sweep_run(void);
+bool nsb_sweep_shared(void);
 
 /* links.c: deletes the links of this network namespace whose alias begins so; true: none is left. */
 bool nsb_links_delete(const char *prefix);
-/* links.c: deletes the links of this network namespace whose alias begins so; true: none is left. */
-bool nsb_links_delete(const char *prefix);
+
+/* shared.c: removes what is not the owner's alone, if that was the last user; true: it has gone. */
+bool nsb_shared_leave(int dir, const char *name);
 
 static inline void nsb_record_wait(struct nsb_record *record, const siginfo_t *info,
 				   const struct rusage *usage)

@@ -18,6 +18,7 @@
 #define IDLE_MS 3
 #define MOST_HELD 64	 /* mount namespaces: a bounded backlog */
 #define GRACE_ROUNDS 200 /* of 10 ms: how long an ended owner's sandboxes may take to go */
+#define SHARED_ROUNDS 10 /* of 10 ms: a child of the owner's can be before its execve */
 
 enum source { FROM_CONTROL, FROM_OWNER, FROM_CHILD, FROM_GO, FROM_CHANNEL };
 
@@ -409,10 +410,27 @@ static void drain_requests(void)
 	}
 }
 
-static void end_everything(void)
+static void pause_10ms(void)
 {
 	struct timespec pause = { 0, 10000000 };
 
+	nsb_sys2(__NR_nanosleep, &pause, NULL);
+}
+
+/* The kernel gives back the locks of a process before its end is seen. One that goes on, and has
+ * only let go of us, gives its own back. */
+static void leave_shared(void)
+{
+	struct pollfd owner = { .fd = NSB_FD_OWNER, .events = POLLIN };
+	struct timespec patience = { 1, 0 };
+
+	nsb_sys5(__NR_ppoll, &owner, 1, &patience, 0, 0);
+	for (int round = 0; round < SHARED_ROUNDS && !nsb_sweep_shared(); round++)
+		pause_10ms();
+}
+
+static void end_everything(void)
+{
 	drain_requests();
 	for (int round = 0; round < GRACE_ROUNDS; round++) {
 		for (uint32_t i = 0; i < touched; i++)
@@ -421,9 +439,10 @@ static void end_everything(void)
 				reap(i);
 			}
 		if (nsb_sweep_run() && in_use == 0)
-			return;
-		nsb_sys2(__NR_nanosleep, &pause, NULL);
+			break;
+		pause_10ms();
 	}
+	leave_shared();
 }
 
 static void raise_nofile(void)

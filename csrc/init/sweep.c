@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Undo for an owner that died: in each registered directory, cgroups whose names begin with
- * the owner's prefix are emptied and removed, and links are deleted whose alias does. The owner registers a directory before it
- * makes anything there; its registry file says the same to gc(), and goes when all is done.
+ * the owner's prefix are emptied and removed, and links are deleted whose alias does. The owner
+ * registers a directory before it makes anything there; its registry file says the same to gc(),
+ * and goes when all is done. What it shares with others has a prefix of its own.
  */
 #include "init.h"
 
@@ -65,10 +66,23 @@ typedef bool remove_fn(int parent, const struct dirent64 *entry, unsigned int de
 
 static bool each_matching(int dir, const char *prefix, unsigned int depth, remove_fn *remove);
 
+static bool is_shared(const struct dirent64 *entry)
+{
+	return nsb_str_starts(entry->name, "net-");
+}
+
 static bool remove_file(int parent, const struct dirent64 *entry, unsigned int depth)
 {
 	(void)depth;
-	return entry->type == DIRECTORY || nsb_sys3(__NR_unlinkat, parent, entry->name, 0) >= 0;
+	return entry->type == DIRECTORY || is_shared(entry) ||
+	       nsb_sys3(__NR_unlinkat, parent, entry->name, 0) >= 0;
+}
+
+static bool leave_shared(int parent, const struct dirent64 *entry, unsigned int depth)
+{
+	(void)depth;
+	return entry->type == DIRECTORY || !is_shared(entry) ||
+	       nsb_shared_leave(parent, entry->name);
 }
 
 static bool remove_cgroup(int parent, const struct dirent64 *entry, unsigned int depth)
@@ -90,6 +104,11 @@ static bool remove_cgroup(int parent, const struct dirent64 *entry, unsigned int
 	return nsb_sys3(__NR_unlinkat, parent, name, AT_REMOVEDIR) >= 0;
 }
 
+static bool is_dots(const char *name)
+{
+	return nsb_str_equal(name, ".") || nsb_str_equal(name, "..");
+}
+
 /* Calls remove for each entry with this prefix; true: nothing is left to do here. */
 static bool each_matching(int dir, const char *prefix, unsigned int depth, remove_fn *remove)
 {
@@ -102,7 +121,7 @@ static bool each_matching(int dir, const char *prefix, unsigned int depth, remov
 			const struct dirent64 *entry = (const void *)(buf + i);
 
 			i += entry->reclen;
-			if (entry->name[0] != '.' && nsb_str_starts(entry->name, prefix))
+			if (!is_dots(entry->name) && nsb_str_starts(entry->name, prefix))
 				done &= remove(dir, entry, depth);
 		}
 	return done;
@@ -146,4 +165,9 @@ static bool each_link(void)
 bool nsb_sweep_run(void)
 {
 	return each_place(remove_cgroup) && each_link() && each_place(remove_file);
+}
+
+bool nsb_sweep_shared(void)
+{
+	return each_place(leave_shared);
 }
