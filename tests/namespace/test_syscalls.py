@@ -149,7 +149,11 @@ NOES: dict[str, tuple[Callable[[], Any], set[int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(sc.NUMBERS))
+#: Of the table, those that nsbox.probe asks the kernel for, and that are nobody's to call here.
+PROBED = {"landlock_create_ruleset", "seccomp"}
+
+
+@pytest.mark.parametrize("name", sorted(set(sc.NUMBERS) - PROBED))
 def test_the_kernels_no_is_an_os_error(name: str) -> None:
     call, expected = NOES[name]
     with pytest.raises(OSError) as caught:
