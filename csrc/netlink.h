@@ -46,8 +46,8 @@ struct nsb_rt {
 	uint32_t master; /* ~0: none */
 	uint32_t mtu;
 	uint32_t group; /* a deletion of a group takes all of it, at the cost of one */
-	uint32_t id;   /* of a vxlan; mode of a macvlan */
-	uint16_t port; /* of a vxlan, big endian */
+	uint32_t id;	/* of a vxlan; mode of a macvlan */
+	uint16_t port;	/* of a vxlan, big endian */
 	uint8_t mac[6];
 	char name[16];
 	char type[16]; /* "veth", "bridge"; of a qdisc "tbf", "htb", "netem" */

@@ -74,14 +74,15 @@ int step_hostname(struct nsb_ctx *cx, const struct nsb_op *op)
 	return (int)nsb_sys2(__NR_sethostname, name, nsb_strlen(name));
 }
 
-/* netlink(7). It belongs to the network namespace that it is opened in, and acts with the rights
+/* It belongs to the network namespace that it is opened in. One of netlink(7) acts with the rights
  * that its opener has there, as far as its user has them too. */
 int step_socket(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	int fd;
 
 	cx->call = "socket";
-	fd = (int)nsb_sys3(__NR_socket, AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, op->n);
+	fd = (int)nsb_sys3(__NR_socket, op->n >> 16, (op->n >> 8 & 0xff) | SOCK_CLOEXEC,
+			   op->n & 0xff);
 	cx->slots[op->a] = fd;
 	return fd < 0 ? fd : 0;
 }

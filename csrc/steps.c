@@ -52,7 +52,8 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_OPEN] = step_open,
 	[NSB_OP_PTY] = step_pty,		   /* n: struct winsize */
 	[NSB_OP_ROOT_OVERLAY] = step_root_overlay, /* n: MOUNT_ATTR_* */
-	[NSB_OP_SOCKET] = step_socket,		   /* n: NETLINK_* */
+	[NSB_OP_SELF] = step_self,
+	[NSB_OP_SOCKET] = step_socket, /* n: family, type and protocol, 8 bits each */
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

@@ -59,6 +59,7 @@ class Opcode(enum.IntEnum):
     PTY = 45
     ROOT_OVERLAY = 46
     SOCKET = 47
+    SELF = 48
 
 
 class OpFlag(enum.IntFlag):
@@ -80,6 +81,7 @@ class PlanFlag(enum.IntFlag):
     FORK = 4
     SPARE_NET = 8
     LAUNCHER_NET = 16
+    INNER_MAP = 32
 
 
 class At(enum.IntEnum):
