@@ -171,13 +171,17 @@ class Owned:
         self._spaces: list[Namespace] = []
         self._routes: list[Rtnl] = []
 
-    def _open(self, where: Any, field: str) -> tuple[Namespace | None, Rtnl]:
+    def _find(self, where: Any, field: str) -> Namespace | None:
         namespace, mine = namespace_of(where, field)
         if namespace is not None and mine:
             self._spaces.append(namespace)
-        route = open_rtnl(namespace)
+        return namespace
+
+    def _open(self, namespace: Namespace | None, *others: Namespace) -> Rtnl:
+        """rtnetlink there, with a right over *others* as well, if the caller can have it."""
+        route = open_rtnl(namespace, *others)
         self._routes.append(route)
-        return namespace, route
+        return route
 
     def _alias(self) -> str:
         """Registered before anything has it: whoever outlives us deletes the links."""
@@ -247,6 +251,9 @@ class Veth(Owned):
     ) -> Veth:
         """``ip link add NAME netns NETNS type veth peer name PEER netns PEER_NETNS``, in one call.
 
+        An ordinary user has a right over network namespaces that one of its user namespaces owns,
+        both of them: see ``Namespace.create(within=)``. So it is with sandboxes of its networks.
+
         Args:
             netns, peer_netns: None for the caller's own, a ``Namespace``, the pid of a process in
                 it, or a path or name of ``ip netns``.
@@ -279,8 +286,9 @@ class Veth(Owned):
         return self
 
     def _make(self, name: str, netns: Any, peer: str, peer_netns: Any, mtu: int) -> None:
-        here, route = self._open(netns, "netns")
-        there, peer_route = self._open(peer_netns, "peer_netns")
+        here, there = self._find(netns, "netns"), self._find(peer_netns, "peer_netns")
+        route = self._open(here, *(() if there is None else (there,)))
+        peer_route = self._open(there, *(() if here is None else (here,)))
         self.link, self.peer = Interface(route, name, here), Interface(peer_route, peer, there)
         # From the caller's own namespace, if an end is there: it is marked in the same system call.
         first, second = self.link, self.peer

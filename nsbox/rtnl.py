@@ -32,7 +32,8 @@ NO_LINK = 0xFFFFFFFF  # stands for "none" where 0 says nothing
 ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
 
 _HINTS = {
-    errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace",
+    errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace; "
+    "of a veth in one over both, see Namespace.create(within=)",
     errno.EBUSY: "it is in use, or was told differently before",
     errno.ENODEV: "there is no such link in this network namespace",
 }
@@ -370,6 +371,9 @@ class Rtnl:
     def classes(self, index: int) -> list[Queue]:
         """Classes of one link."""
         return [_queue(raw) for raw in self._dump(RT.NSB_RT_CLASS, index=index)]
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         with self._lock:
