@@ -10,7 +10,7 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
-from nsbox import later, links, nft, rtnl
+from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.netallow import parse_allow
 from nsbox.netrules import Published, egress_table, published
@@ -44,6 +44,7 @@ class Lease:
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
         self.port_name = links.new_name()
+        self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
             self._undo.callback(bridge.give_address, self.address)
@@ -85,12 +86,19 @@ class Lease:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
         address, protocol = self._inside(ports), cast("Protocol", ports.protocol)
         if ports.host_port:
-            for port in range(ports.host_port, ports.host_port + ports.count):
-                self._hold(ports, port)
+            for i in range(ports.count):
+                self._serve(self._hold(ports, ports.host_port + i), address, ports.port + i)
             return Published(address, ports.port, ports.host_port, protocol, ports.count,
                              ports.address)  # fmt: skip
-        chosen = self._hold(ports, 0)
+        held = self._hold(ports, 0)
+        self._serve(held, address, ports.port + offset)
+        chosen = int(held.getsockname()[1])
         return Published(address, ports.port + offset, chosen, protocol, 1, ports.address)
+
+    def _serve(self, listener: socket.socket, address: Address, port: int) -> None:
+        """Where the host's packets do not come by themselves."""
+        if self._bridge.router is not None:
+            self._served.append(proxy.Port(listener, address, port))
 
     def _inside(self, ports: Publish) -> Address:
         six = ports.address is not None and ports.address.version == 6
@@ -99,8 +107,9 @@ class Lease:
             raise Unavailable("publish", f"{ports}: the sandbox has no such address")
         return address
 
-    def _hold(self, ports: Publish, port: int) -> int:
-        """A socket bound there, so that who binds it later is told; connections never reach it."""
+    def _hold(self, ports: Publish, port: int) -> socket.socket:
+        """A socket bound there, so that who binds it later is told. Where addresses are
+        translated, connections never reach it."""
         family = socket.AF_INET
         if ports.address is not None and ports.address.version == 6:
             family = socket.AF_INET6
@@ -117,23 +126,23 @@ class Lease:
         pool = self._bridge.port_pool(ports.protocol)
         pool.take(number)
         self._undo.callback(pool.give, number)
-        return number
+        return held
 
     # ------------------------------------------------------------ the connection
 
     def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
         """See ``nsbox.process.Lease``."""
         inside = rtnl.Rtnl(sockets.pop(Netlink.ROUTE))
-        try:
-            if self._spec.egress is not None:
-                self._restrict(sockets.pop(Netlink.NETFILTER))
-            self._undo.callback(self._unplug, self._bridge.plug(self.port_name, ETH0, pid))
-            # As long as it is held its end waits for nobody, and comes together with others.
-            network = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-            self._undo.callback(later.call, functools.partial(os.close, network))
-            self._configure(inside)
-        finally:
-            inside.close()
+        # Its network lives as long as the socket does: its end waits for nobody, and comes
+        # together with others'.
+        self._undo.callback(later.call, inside.close)
+        if self._spec.egress is not None:
+            self._restrict(sockets.pop(Netlink.NETFILTER))
+        self._undo.callback(self._unplug, self._bridge.plug(self.port_name, ETH0, pid))
+        self._configure(inside)
+        if self._served:
+            assert self._bridge.router is not None
+            self._undo.callback(proxy.serve(self._served, self._bridge.router.net).close)
 
     def _configure(self, inside: rtnl.Rtnl) -> None:
         index = inside.link(ETH0).ifindex

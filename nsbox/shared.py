@@ -41,18 +41,24 @@ def boot() -> str:
         return file.read(8)
 
 
-def network() -> str:
-    """A name for the network namespace of this thread that no other has, nor will have.
+def network(fd: int = -1) -> str:
+    """A name for a network namespace that no other has, nor will have.
 
     By SO_NETNS_COOKIE, Linux 5.14; before that by its inode number, which a later one can get.
+
+    Args:
+        fd: a socket in it; by default it is that of this thread.
     """
     import socket
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with own if fd < 0 else socket.socket(fileno=os.dup(fd)) as probe:
         try:
             raw = probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
         except OSError:
             return f"{boot()}-i{os.stat('/proc/thread-self/ns/net').st_ino}"
+        finally:
+            own.close()
     return f"{boot()}-{int.from_bytes(raw, sys.byteorder)}"
 
 
@@ -102,10 +108,13 @@ class Shared:
     """A handle on such a file: opened when it is needed, let go of with ``close``.
 
     Subclasses say what to do when it is opened, and when its last user goes.
+
+    Args:
+        where: another network namespace than this thread's, as ``network`` names it.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.path = name, ""
+    def __init__(self, name: str, where: str = "") -> None:
+        self.name, self.path, self._where = name, "", where
         self._pid, self._fd, self._closed = os.getpid(), -1, False
         self._lock = threading.Lock()
 
@@ -116,7 +125,7 @@ class Shared:
         if self._closed:
             raise StateError(f"{self!r} is closed", status="closed")
         if self._fd < 0:
-            self.path = f"{registry.directory()}/{PREFIX}{network()}-{self.name}"
+            self.path = f"{registry.directory()}/{PREFIX}{self._where or network()}-{self.name}"
             fd = _open(self.path)
             try:
                 self._begin(fd)
