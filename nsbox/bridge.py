@@ -342,6 +342,10 @@ class Bridge(links.Owned):
         except OSError as e:
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
 
+    def __del__(self) -> None:
+        if getattr(self, "_started", False):
+            super().__del__()
+
     def __repr__(self) -> str:
         where = f" {self.subnet}" if self.subnet is not None else ""
         return f"<nsbox.{type(self).__name__} {self.name!r}{where}>"

@@ -112,7 +112,8 @@ class Namespace:
         if within is not None and kind == "user":
             raise SpecError("within", "is of what a user namespace owns")
         host = probe.host()
-        kinds = [kind] if host.privileged or kind == "user" else ["user", kind]
+        alone = host.privileged or kind == "user" or within is not None
+        kinds = [kind] if alone else ["user", kind]
         maps = check_maps(uid_map, gid_map, host)
         with interrupts.Held(), ExitStack() as opened:
             owner = None if within is None else within._owned_by(opened)

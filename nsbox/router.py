@@ -35,7 +35,6 @@ from nsbox.steps import Netlink
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from nsbox.launcher import Launcher
     from nsbox.netrules import HostPort
     from nsbox.netspec import Address
     from nsbox.routes import Taken
@@ -107,7 +106,8 @@ class Here:
 
 
 class Router(Here):
-    """That of one launcher of this process, from its first network to the end of the last.
+    """That of this process, in one view of the system, from its first network to the end of the
+    last.
 
     Attributes:
         net: its network namespace.
@@ -117,8 +117,8 @@ class Router(Here):
     net: Namespace
     uplink = UPLINK
 
-    def __init__(self, guardian: Launcher) -> None:
-        self._guardian = guardian
+    def __init__(self, view: bytes) -> None:
+        self._view = view
         self._users = 0
         self._undo = ExitStack()
         self._egress: Egress | None = None
@@ -129,6 +129,7 @@ class Router(Here):
             maps = creds.router_map(probe.host())
             self.net = Namespace._hold("net", ("user", "net"), maps, sysctls=sysctls)
             self._undo.callback(self.net.close)
+            self._guardian = launcher.current()  # another one, if that before was killed
             owner = self.net.owner
             assert owner is not None  # of a namespace that the caller has made
             self.user = owner
@@ -208,12 +209,12 @@ class Router(Here):
             self._users -= 1
             if self._users:
                 return
-            if _routers.get(self._guardian) is self:
-                del _routers[self._guardian]
+            if _routers.get(self._view) is self:
+                del _routers[self._view]
         self._undo.close()
 
 
-_routers: dict[Launcher, Router] = {}
+_routers: dict[bytes, Router] = {}
 _lock = threading.RLock()
 
 
@@ -225,11 +226,11 @@ def place() -> Here:
     """
     if probe.host().privileged:
         return Here()
-    guardian = launcher.current()
+    view = launcher.current().view
     with _lock:
-        router = _routers.get(guardian)
+        router = _routers.get(view)
         if router is None or not router.lives():
-            router = _routers[guardian] = Router(guardian)
+            router = _routers[view] = Router(view)
         router._users += 1
         return router
 

@@ -34,6 +34,8 @@ PROBES: dict[str, Callable[[], str]] = {
     "cgroup": support.probe_cgroup,
     "cgroup1": support.probe_cgroup1,
     "cgroup2": support.probe_cgroup2,
+    "pasta": lambda: support.probe_leads_out("pasta"),
+    "slirp4netns": lambda: support.probe_leads_out("slirp4netns"),
 }
 MARKS = {
     "root": "needs to be root in the initial user namespace",
@@ -43,6 +45,8 @@ MARKS = {
     "cgroup": "needs a cgroup where memory, pids and cpu limits can be written, on v1 or v2",
     "cgroup1": "needs writable cgroup v1 controllers",
     "cgroup2": "needs writable cgroup v2 controllers",
+    "pasta": "needs pasta(1), and /dev/net/tun for everybody",
+    "slirp4netns": "needs slirp4netns(1), and /dev/net/tun for everybody",
     "kernel": "depends on the kernel: also run on the other kernels",
     "leaks_ok(reason)": "is not checked for leaks, for this reason",
     "slow": "takes more than a few seconds",

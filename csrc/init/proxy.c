@@ -55,8 +55,17 @@ static struct port ports[MOST_PORTS];
 static struct link links[MOST_LINKS];
 static struct peer peers[MOST_PEERS];
 static int epoll, count;
-static bool full; /* a port has more connections than could be taken */
+static bool full;  /* a port has more connections than could be taken */
+static bool freed; /* since then there is room */
 static char buf[65536] __attribute__((aligned(8)));
+
+static void hang_up(struct link *link)
+{
+	sys_close(link->fd[0]);
+	sys_close(link->fd[1]);
+	*link = (struct link){ 0 };
+	freed = true;
+}
 
 static void watch(int operation, int fd, uint32_t events, enum source source, int index)
 {
@@ -74,77 +83,74 @@ static long now(void)
 	return time[0];
 }
 
-/* A socket of our own network namespace that is, or is soon, connected to where a port leads. */
-static int go_on(const struct port *port)
+static int new_socket(const struct port *port)
 {
-	int type = port->datagrams ? SOCK_DGRAM : SOCK_STREAM, on = 1;
-	int fd = (int)nsb_sys3(__NR_socket, port->to.to.sin6_family,
-			       type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	long err;
+	int type = port->datagrams ? SOCK_DGRAM : SOCK_STREAM;
 
-	if (fd < 0)
-		return fd;
-	if (!port->datagrams) {
-		nsb_sys5(__NR_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-		nsb_sys5(__NR_setsockopt, fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-	}
-	err = nsb_sys3(__NR_connect, fd, &port->to.to, port->to.size);
-	if (err < 0 && err != -EINPROGRESS) {
-		sys_close(fd);
-		return (int)err;
-	}
-	return fd;
+	return (int)nsb_sys3(__NR_socket, port->to.to.sin6_family,
+			     type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+/* Soon, or never: then it has an error, and an event. */
+static bool go_on(int fd, const struct port *port)
+{
+	long err = nsb_sys3(__NR_connect, fd, &port->to.to, port->to.size);
+
+	return err == 0 || err == -EINPROGRESS;
 }
 
 /* -- connections ------------------------------------------------------------------------------ */
 
-static void accept_all(int index)
+static struct link *free_link(void)
+{
+	for (int i = 0; i < MOST_LINKS; i++)
+		if (!links[i].fd[0])
+			return &links[i];
+	return NULL;
+}
+
+static void start_link(struct link *link, const struct port *port)
 {
 	int on = 1;
 
-	for (int free = 0;; free++) {
-		struct link *link;
-		int fd;
-
-		while (free < MOST_LINKS && links[free].fd[0])
-			free++;
-		if (free == MOST_LINKS)
-			break;
-		link = &links[free];
-		fd = (int)nsb_sys4(__NR_accept4, FIRST_FD + index, NULL, NULL,
-				   SOCK_NONBLOCK | SOCK_CLOEXEC);
-		if (fd == -ECONNABORTED || fd == -EINTR)
-			continue;
-		if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
-			break;
-		if (fd < 0)
-			return;
-		nsb_sys5(__NR_setsockopt, fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-		nsb_sys5(__NR_setsockopt, fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-		*link = (struct link){ .fd = { fd, go_on(&ports[index]) } };
-		if (link->fd[1] < 0) {
-			sys_close(fd);
-			*link = (struct link){ 0 };
-			continue;
-		}
-		for (int end = 0; end < 2; end++)
-			watch(EPOLL_CTL_ADD, link->fd[end], EPOLLIN | EPOLLOUT | EPOLLET, FROM_LINK,
-			      free);
+	for (int end = 0; end < 2; end++) {
+		nsb_sys5(__NR_setsockopt, link->fd[end], IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+		nsb_sys5(__NR_setsockopt, link->fd[end], SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 	}
-	full = true;
+	if (!go_on(link->fd[1], port)) {
+		hang_up(link);
+		return;
+	}
+	for (int end = 0; end < 2; end++)
+		watch(EPOLL_CTL_ADD, link->fd[end], EPOLLIN | EPOLLOUT | EPOLLET, FROM_LINK,
+		      (int)(link - links));
 }
 
-static void hang_up(struct link *link)
+/* The other socket first: a connection that was accepted could not wait for one. */
+static void accept_all(int index)
 {
-	sys_close(link->fd[0]);
-	sys_close(link->fd[1]);
-	*link = (struct link){ 0 };
-	if (!full)
-		return;
-	full = false;
-	for (int i = 0; i < count; i++)
-		if (!ports[i].datagrams)
-			accept_all(i);
+	struct link *link;
+	int fd;
+
+	while ((link = free_link()) != NULL) {
+		int other = new_socket(&ports[index]);
+
+		if (other < 0)
+			break;
+		fd = (int)nsb_sys4(__NR_accept4, FIRST_FD + index, NULL, NULL,
+				   SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd > 0) {
+			*link = (struct link){ .fd = { fd, other } };
+			start_link(link, &ports[index]);
+			continue;
+		}
+		sys_close(other);
+		if (fd == -EMFILE || fd == -ENFILE || fd == -ENOBUFS || fd == -ENOMEM)
+			break;
+		if (fd != -ECONNABORTED && fd != -EINTR)
+			return;
+	}
+	full = true;
 }
 
 /* From one end to the other: 1: there may be more; 0: it would block, or is at its end; -errno. */
@@ -211,6 +217,7 @@ static void forget(struct peer *peer)
 	if (peer->fd)
 		sys_close(peer->fd);
 	peer->fd = 0;
+	freed = true;
 }
 
 /* The one with this address, else a new one; NULL: there can be none. */
@@ -227,8 +234,10 @@ static struct peer *find(int port, const struct address *from)
 			oldest = peer;
 	}
 	forget(oldest);
-	*oldest = (struct peer){ .fd = go_on(&ports[port]), .port = port, .from = *from };
-	if (oldest->fd < 0) {
+	*oldest = (struct peer){ .fd = new_socket(&ports[port]), .port = port, .from = *from };
+	if (oldest->fd < 0 || !go_on(oldest->fd, &ports[port])) {
+		if (oldest->fd > 0)
+			sys_close(oldest->fd);
 		oldest->fd = 0;
 		return NULL;
 	}
@@ -382,6 +391,12 @@ int nsb_proxy_main(int argc, char **argv)
 	for (;;) {
 		if (nsb_sys6(__NR_epoll_pwait, epoll, &event, 1, LOOK_MS, 0, 0) > 0)
 			dispatch(&event);
+		if (full && freed) {
+			full = freed = false;
+			for (int i = 0; i < count; i++)
+				if (!ports[i].datagrams)
+					accept_all(i);
+		}
 		if (now() - looked >= LOOK_MS / 1000) {
 			looked = now();
 			forget_silent();
