@@ -86,6 +86,7 @@ enum nsb_opcode {
 	NSB_OP_SOCKET,
 	NSB_OP_LANDLOCK,
 	NSB_OP_SECCOMP,
+	NSB_OP_SELF,
 	NSB_OP_MAX,
 };
 
@@ -114,6 +115,7 @@ enum nsb_plan_flag {
 	NSB_PLAN_FORK = 4,	    /* never share the launcher's memory (set-up may block) */
 	NSB_PLAN_SPARE_NET = 8,	    /* NEWNET may be one that the launcher has ready */
 	NSB_PLAN_LAUNCHER_NET = 16, /* NEWNET has to be one that the launcher made */
+	NSB_PLAN_INNER_MAP = 32,    /* the id maps are the joiner's to write */
 };
 
 /* A plan: this header, nops ops, then a pool. Offsets count from the plan's first byte. */

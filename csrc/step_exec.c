@@ -165,6 +165,13 @@ int step_pause(struct nsb_ctx *cx, const struct nsb_op *op)
 	return exec_self(cx, argv);
 }
 
+/* nsbox-init again, with the arguments of the plan: what it is then, see csrc/init/start.c. */
+int step_self(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	(void)op;
+	return exec_self(cx, (const char *const *)(void *)(cx->base + cx->plan->argv));
+}
+
 /* Dispositions are the default ones since the launcher; nothing is pending in a new process. */
 int step_signals(struct nsb_ctx *cx, const struct nsb_op *op)
 {

@@ -55,6 +55,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_SOCKET] = step_socket,		   /* n: family, type and protocol, 8 bits each */
 	[NSB_OP_LANDLOCK] = step_landlock,	   /* n: LANDLOCK_SCOPE_* */
 	[NSB_OP_SECCOMP] = step_seccomp,	   /* a: sock_filter, n: bytes, m: flags */
+	[NSB_OP_SELF] = step_self,
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

@@ -67,6 +67,7 @@ nsb_step_fn step_setgroups, step_setgid, step_setuid, step_bounding, step_secure
 	step_ambient, step_no_new_privs, step_keyring, step_landlock, step_seccomp;
 /* step_exec.c */
 nsb_step_fn step_umask, step_rlimit, step_setsid, step_dumpable, step_pdeathsig, step_fd,
-	step_cloexec, step_init, step_signals, step_execing, step_exec, step_pause, step_pty;
+	step_cloexec, step_init, step_signals, step_execing, step_exec, step_pause, step_self,
+	step_pty;
 
 #endif

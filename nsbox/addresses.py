@@ -38,8 +38,8 @@ class Slots(Shared):
     gave nothing back, and counts as one that does so when the file is opened next.
     """
 
-    def __init__(self, name: str, size: int) -> None:
-        super().__init__(name)
+    def __init__(self, name: str, size: int, where: str = "") -> None:
+        super().__init__(name, where)
         self.size = size
         self._lent: set[int] = set()
 
@@ -133,11 +133,11 @@ class Pool:
     from any thread; closing it gives all its addresses back, as the end of the process does.
     """
 
-    def __init__(self, subnet: Subnet) -> None:
+    def __init__(self, subnet: Subnet, where: str = "") -> None:
         self.subnet = subnet
         self.gateway: Address = subnet.network_address + 1
         size = min(subnet.num_addresses, _MOST) - 3
-        self._slots = Slots(f"addresses-{str(subnet).replace('/', '_')}", size)
+        self._slots = Slots(f"addresses-{str(subnet).replace('/', '_')}", size, where)
 
     def take(self, wanted: Address | str | None = None) -> Address:
         """An address that nobody has: *wanted*, or the one that was in use the longest ago.

@@ -10,8 +10,8 @@
        | execve
 
 Nothing of the payload's runs before its network is as it will be. The bridge is in the caller's
-network namespace; its rules are in a table of their own, which the kernel removes with the socket
-that made it, however this program ends.
+network namespace, or, of an ordinary user, in a router (router.py); its rules are in a table of
+their own, which the kernel removes with the socket that made it, however this program ends.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import (
+    etc,
     hostsfile,
     interrupts,
     later,
@@ -33,11 +34,11 @@ from nsbox import (
     netrules,
     netspec,
     nft,
+    router,
     rtnl,
 )
 from nsbox.addresses import Pool, counterpart
 from nsbox.errors import NetworkError, SpecError, StateError
-from nsbox.forwarding import Forwarding
 from nsbox.lease import Lease
 from nsbox.netrules import HostPort
 from nsbox.registry import directory
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from nsbox.subnets import Claim
 
 _HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
+_NAMES = (HostPort(53, "udp"), HostPort(53, "tcp"))
 
 
 class Bridge(links.Owned):
@@ -61,6 +63,10 @@ class Bridge(links.Owned):
 
     Made by ``start()``, or by the ``with`` block, at whose end it is removed. So it is when this
     program ends, however that is. The sandboxes on it have to be stopped before.
+
+    Of an ordinary user it is in a network namespace that all bridges of this program share. What
+    leaves that, with *nat*, does so by pasta or slirp4netns; to published ports and to those of
+    *host_ports* every connection comes from the gateway, and host_ports are those of 127.0.0.1.
 
     Args:
         name: of the link, at most 15 characters; a new one when it is not given.
@@ -153,6 +159,8 @@ class Bridge(links.Owned):
         if not self._started or self._closed:
             status = "closed" if self._closed else "created"
             raise StateError(f"{self!r}: it is {status}, use start() or with", status=status)
+        if not self._place.lives():
+            raise StateError(f"{self!r} was lost with its launcher", status="lost")
 
     # ------------------------------------------------------------ start and end
 
@@ -169,6 +177,8 @@ class Bridge(links.Owned):
         self._started = True
         try:
             with interrupts.Held():
+                self._place = router.place()
+                self._undo.callback(self._place.release)
                 self._claim()
                 self._make()
         except BaseException:
@@ -178,20 +188,23 @@ class Bridge(links.Owned):
 
     def _claim(self) -> None:
         """The addresses, of all that run here."""
+        where, taken = self._place.name, self._place.taken
         claim = self._claim_subnet()
         if claim is not None:
             self._undo.callback(claim.close)
             self.subnet = cast("IPv4Network", claim.subnet)
-            self._pool = Pool(self.subnet)
+            self._pool = Pool(self.subnet, where)
             self._undo.callback(self._pool.close)
         if self.subnet6 is not None:
-            self._undo.callback(claim_subnet(self.subnet6, field="subnet6").close)
+            self._undo.callback(claim_subnet(self.subnet6, taken, "subnet6", where).close)
 
     def _claim_subnet(self) -> Claim | None:
-        return None if self.subnet is None else claim_subnet(self.subnet)
+        if self.subnet is None:
+            return None
+        return claim_subnet(self.subnet, self._place.taken, where=self._place.name)
 
     def _make(self) -> None:
-        _, self._route = self._open(None, "netns")
+        self._route = self._open(self._place.net)
         self._mark = self._alias()
         mac = links.new_mac()  # its own, or it would be the lowest of its ports'
         self._index = links.new_index()
@@ -210,21 +223,31 @@ class Bridge(links.Owned):
             self._make_files()
 
     def _make_rules(self, subnet: IPv4Network, gateway: IPv4Address) -> None:
-        for version in (4, 6) if self.subnet6 is not None else (4,):
-            if self.nat or not self.isolated:
-                self._undo.callback(Forwarding.hold(version).close)
-        self._rules = nft.open_socket()
+        if self.nat or not self.isolated:
+            self._place.forward((4, 6) if self.subnet6 is not None else (4,), self._undo)
+        if self.nat:
+            self._place.lead_out()
+        resolver = self._place.resolver()
+        host_ports = tuple(dict.fromkeys((*self._host_ports, *(_NAMES if resolver else ()))))
+        self._rules = self._place.rules()
         self._undo.callback(later.call, self._rules.close)
         self.transact(
             [*netguard.guard_table(self.table), *netrules.network_table(
                 self.table, self.name, subnet, gateway, self.subnet6, self.gateway6,
-                nat=self.nat, isolated=self.isolated, host_ports=self._host_ports,
+                nat=self.nat, isolated=self.isolated, host_ports=host_ports,
+                uplink=self._place.uplink,
             )],
             "rules",
         )  # fmt: skip
-        # 127.0.0.1 of the host reaches published ports; the guard of the rules keeps others off.
-        with open(f"/proc/sys/net/ipv4/conf/{self.name}/route_localnet", "w") as file:
-            file.write("1")
+        self._place.admit_loopback(self.name)
+        gateways: list[Address] = [gateway]
+        if self.gateway6 is not None:
+            gateways.append(self.gateway6)
+        self._place.serve_host(gateways, self._host_ports, self._undo)
+        if resolver is not None:
+            left = [port for port in _NAMES if port not in self._host_ports]
+            self._place.serve_host([gateway], left, self._undo, resolver)
+            self._dns = etc.merge(netspec.Dns((gateway,)), self._dns or netspec.Dns())
 
     def _make_files(self) -> None:
         self.hosts = hostsfile.HostsFile.create()
@@ -269,6 +292,12 @@ class Bridge(links.Owned):
         """What a lease has to undo, unless it went with the bridge."""
         if not self._closed:
             undo(*args)
+
+    @property
+    def router(self) -> router.Router | None:
+        """For nsbox's own use: of an ordinary user's bridge, where it is."""
+        self._check_there()
+        return self._place if isinstance(self._place, router.Router) else None
 
     def forget(self, lease: Lease) -> None:
         self._leases.discard(lease)
@@ -336,7 +365,7 @@ class Bridge(links.Owned):
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
 
     def __del__(self) -> None:
-        if self._started:
+        if getattr(self, "_started", False):
             super().__del__()
 
     def __repr__(self) -> str:
@@ -356,7 +385,7 @@ class Network(Bridge):
         super().__init__(name, nat=nat, **keywords)
 
     def _claim_subnet(self) -> Claim | None:
-        return super()._claim_subnet() or free_subnet()
+        return super()._claim_subnet() or free_subnet(where=self._place.name)
 
 
 def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Ids of a slot, or of a subordinate range: what a user namespace with more than one id maps.
 SLOT_IDS = 65536
+#: In the user namespace of a router, which has a whole range if there is one: the caller.
+CALLER_ID = SLOT_IDS
 
 
 @dataclass
@@ -29,6 +31,7 @@ class Build:
         uid, gid: of the payload, inside.
         id_map: "slot", "range" (newuidmap), "single", "explicit" (other lines, without 0), or ""
             without a user namespace.
+        within: the user namespace is made in the one in slot ("nsfd", "user"), and mapped to it.
         template: the mount namespace comes from a template.
         maps: of the user namespace, where the caller said them.
         sysctls: (name with slashes, value) for the network namespace that is made.
@@ -41,6 +44,7 @@ class Build:
     uid: int = 0
     gid: int = 0
     id_map: str = ""
+    within: bool = False
     template: bool = False
     maps: IdMap | None = None
     sysctls: tuple[tuple[str, str], ...] = ()

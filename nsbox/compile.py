@@ -15,6 +15,7 @@ from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
     JOIN,
+    OWNER,
     TIME,
     Clone3,
     EnterCgroup,
@@ -168,6 +169,8 @@ def _add_id_map(build: Build) -> None:
         build.flags |= PlanFlag.FORK
     elif build.id_map == "single":
         build.flags |= PlanFlag.DENY_SETGROUPS
+    if step.by == "joiner":
+        build.flags |= PlanFlag.INNER_MAP
 
 
 def _pass_joined(build: Build) -> None:
@@ -191,6 +194,8 @@ def _add_joins(build: Build) -> None:
         if build.profile.oom_score_adj:
             score = str(build.profile.oom_score_adj)
             build.add(*_own_proc_file("oom_score_adj", score, "profile"))
+    if build.within:
+        build.add(Setns(build.pass_slot(*OWNER), Clone.NEWUSER, "net"))
     _add_setns(build, (kind for kind in build.join if kind not in _LATE))
 
 
@@ -355,6 +360,8 @@ def _start(spec: Spec, host: Host, join: tuple[str, ...] = (), join_map: str = "
     mounts.check_root(build)
     devices.check(build)
     creds.decide_ids(build)
+    # An ordinary user's networks are in a user namespace: to plug it in takes a right over both.
+    build.within = spec.attached and not host.privileged and build.has_new("user")
     if spec.namespaces is not None and "pid" not in build.new and "pid" not in join:
         build.applied["pid"] = "missing: a tree of processes ends with its cgroup only"
     for measure, why in build.profile.missing:
@@ -566,34 +573,54 @@ def compile_pause(
     return _finish_pause(build, "holds what the pod shares", "pod")
 
 
-def compile_holder(spec: Spec, host: Host, maps: IdMap | None = None) -> Plan:
+def compile_holder(
+    spec: Spec,
+    host: Host,
+    maps: IdMap | None = None,
+    *,
+    join: tuple[str, ...] = (),
+    join_map: str = "",
+    sysctls: tuple[tuple[str, str], ...] = (),
+) -> Plan:
     """The plan of a process that only is: a member of the new namespaces of *spec*.
 
     Args:
         maps: of its user namespace, if the caller says them.
+        join: ``("user",)``, the one in slot ("pidfd", "join") that owns the new ones.
+        join_map: how that maps ids, see ``Build.id_map``.
+        sysctls: of its network, as ``("net/ipv4/ip_forward", "1")``.
     """
-    build = _start(spec, host, (), maps.kind if maps else "")
+    build = _start(spec, host, join, maps.kind if maps else join_map)
     build.maps = maps
+    _pass_joined(build)
+    _add_joins(build)
     _add_clone(build)
     _add_time(build)
     if build.has_new("mnt"):
         build.add(mounts_private("namespaces"))
-    creds.become_setup_ids(build)
+    if sysctls:  # what the caller's procfs has below sys/net is of who looks
+        build.add(Options(Opcode.PROCFS, "procfs", (), 0, "net", int(OpFlag.AS_IS)))
+    for name, value in sysctls:
+        build.add(Pair(Opcode.SYSCTL, "sysctl", f"sys/{name}", value, "net"))
     _add_names(build)
+    creds.become_setup_ids(build)
     return _finish_pause(build, "holds the namespaces", "namespaces")
 
 
-def compile_netlink(join: tuple[str, ...], protocol: Netlink) -> Plan:
+def compile_netlink(join: tuple[str, ...], protocol: Netlink, *, owned: bool = False) -> Plan:
     """The plan of a process that opens a socket in a network namespace, and hands it over.
 
     Args:
         join: ``("net",)``, or before it ``"user"``, of the process or namespace in slot
             ("pidfd", "join").
+        owned: before these the user namespace in slot ("nsfd", "user"), which gives the right to.
     """
     spec = Spec(("netlink",), root=Rootfs.inherit(), namespaces=(), init=False, profile="none",
                 net="a socket for the caller")  # fmt: skip
     build = Build(spec, Host(), join)
     build.flags |= PlanFlag.FORK
+    if owned:
+        build.add(Setns(build.pass_slot(*OWNER), Clone.NEWUSER, "net"))
     _pass_joined(build)
     _add_setns(build, join)
     build.add(Clone3(Clone(0), False, "net"))
@@ -603,6 +630,35 @@ def compile_netlink(join: tuple[str, ...], protocol: Netlink) -> Plan:
         Simple(Opcode.EXECING, "execing", "nothing: it ends", "net"),
     )
     return _finish(build, (), ())
+
+
+def compile_proxy(host: Host, targets: tuple[str, ...], join: tuple[str, ...] = ()) -> Plan:
+    """The plan of a process that serves ports: see csrc/init/proxy.c.
+
+    Args:
+        targets: for descriptor 3 and those after it where what comes there goes: a struct sockaddr
+            in hexadecimal. Slot ("pass", 3) is the first of them.
+        join: ``("user", "net")``, of the process in slot ("pidfd", "join"): from there it goes on.
+    """
+    args = ("nsbox-init", "proxy", *targets)
+    spec = Spec(args, root=Rootfs.inherit(), namespaces=(), init=False, net="ports",
+                pass_fds=tuple(range(3, 3 + len(targets))))  # fmt: skip
+    build = Build(spec, host, join, id_map="single" if "user" in join else "")
+    build.flags |= PlanFlag.FORK
+    if join:
+        _pass_joined(build)
+    _add_setns(build, join)
+    build.add(Clone3(Clone(0), False, "net"))
+    build.uid = host.euid  # who it stays
+    creds.add_credentials(build)
+    creds.add_descriptors(build)
+    build.add(
+        Simple(Opcode.SETSID, "setsid", "", "net"),
+        Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "net"),
+        Simple(Opcode.EXECING, "execing", "everything is set up", "net"),
+        Simple(Opcode.SELF, "proxy", f"{len(targets)} ports", "net"),
+    )
+    return _finish(build, (), args)
 
 
 def compile_id_holder(

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from nsbox import devices
-from nsbox.build import SLOT_IDS, Build
+from nsbox.build import CALLER_ID, SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.profile import PROFILES
@@ -75,11 +75,24 @@ def id_map_step(build: Build) -> IdMap:
     host = build.host
     if build.maps is not None:
         return build.maps
+    by, first, caller = "launcher", None, (host.euid, host.egid)
+    if build.within:  # whose members may map all that is mapped there
+        by, first, caller = "joiner", 0, (CALLER_ID, CALLER_ID)
+    elif build.id_map == "range":
+        by = "newuidmap"
     if build.id_map != "single":
-        whole = ((0, None, SLOT_IDS),)
-        return IdMap(whole, whole, "newuidmap" if build.id_map == "range" else "launcher", "user")
-    uids = ((build.uid, host.euid, 1),)
-    return IdMap(uids, ((build.gid, host.egid, 1),), "launcher", "user")
+        whole = ((0, first, SLOT_IDS),)
+        return IdMap(whole, whole, by, "user")
+    return IdMap(((build.uid, caller[0], 1),), ((build.gid, caller[1], 1),), by, "user")
+
+
+def router_map(host: Host) -> IdMap:
+    """Of the user namespace of an ordinary user's networks: all that sandboxes in it can need."""
+    uids, gids = ((CALLER_ID, host.euid, 1),), ((CALLER_ID, host.egid, 1),)
+    if not host.subids:
+        return IdMap(uids, gids, "launcher", "net")
+    whole = ((0, None, SLOT_IDS),)
+    return IdMap(whole + uids, whole + gids, "newuidmap", "net")
 
 
 def become_setup_ids(build: Build) -> None:

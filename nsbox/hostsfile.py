@@ -15,6 +15,7 @@ never move. A place is used again after a while, for who has read half of it to 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import threading
 import time
@@ -27,7 +28,7 @@ from nsbox.errors import SpecError, StateError
 from nsbox.netspec import Dns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from nsbox.netspec import Address, HostAlias
 
@@ -193,18 +194,45 @@ def resolv_conf(policy: str = "Default", dns: Dns | None = None) -> ResolvConf:
         if not dns.nameservers:
             raise SpecError("dns", "needs nameservers with dns_policy None")
         return ResolvConf(etc.resolv_conf(dns), ())
+    found, left_out = _host_resolvers()
+    if left_out:  # what a resolver on loopback says is to be trusted, what others say is not
+        found = replace(found, options=tuple(o for o in found.options if o != "trust-ad"))
+    dns = etc.merge(found, dns)
+    notes = []
+    if left_out and not dns.nameservers:
+        notes = [f"{', '.join(left_out)} of the host cannot be reached from this network"]
+    return ResolvConf(etc.resolv_conf(dns, notes), left_out)
+
+
+def _host_resolvers() -> tuple[Dns, tuple[str, ...]]:
+    """What the host has, and which of its name servers only the host itself can reach."""
     found, left_out = etc.parse_resolv_conf(_text(_RESOLV_CONF))
     for path in _UPSTREAM:
         if not found.nameservers and left_out:
             real, _ = etc.parse_resolv_conf(_text(path))
             found = etc.merge(found, Dns(real.nameservers, real.searches))
-    if left_out:  # what a resolver on loopback says is to be trusted, what others say is not
-        found = replace(found, options=tuple(o for o in found.options if o != "trust-ad"))
-    dns = etc.merge(found, dns)
-    notes = []
-    if left_out and not found.nameservers:
-        notes = [f"{', '.join(left_out)} of the host cannot be reached from this network"]
-    return ResolvConf(etc.resolv_conf(dns, notes), left_out)
+    return found, left_out
+
+
+def own_resolver(own: Collection[Address]) -> Address | None:
+    """The name server that is the host itself, if it has no other one.
+
+    Args:
+        own: addresses of the host.
+    """
+    found, left_out = _host_resolvers()
+    if any(server not in own for server in found.nameservers):
+        return None
+    for word in (*map(str, found.nameservers), *left_out):
+        try:
+            address = ipaddress.ip_address(word)
+        except ValueError:
+            continue
+        if address.is_unspecified:
+            return ipaddress.IPv4Address("127.0.0.1")
+        if address.is_loopback or address in own:
+            return address
+    return None
 
 
 def _text(path: str) -> str:

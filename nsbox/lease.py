@@ -10,7 +10,7 @@ import socket
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
-from nsbox import later, links, nft, rtnl
+from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.netallow import parse_allow
 from nsbox.netguard import Member, guarded
@@ -47,6 +47,7 @@ class Lease:
         self.published: tuple[Published, ...] = ()
         self.port_name = links.new_name()
         self.mac = links.new_mac()
+        self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
@@ -91,12 +92,19 @@ class Lease:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
         address, protocol = self._inside(ports), cast("Protocol", ports.protocol)
         if ports.host_port:
-            for port in range(ports.host_port, ports.host_port + ports.count):
-                self._hold(ports, port)
+            for i in range(ports.count):
+                self._serve(self._hold(ports, ports.host_port + i), address, ports.port + i)
             return Published(address, ports.port, ports.host_port, protocol, ports.count,
                              ports.address)  # fmt: skip
-        chosen = self._hold(ports, 0)
+        held = self._hold(ports, 0)
+        self._serve(held, address, ports.port + offset)
+        chosen = int(held.getsockname()[1])
         return Published(address, ports.port + offset, chosen, protocol, 1, ports.address)
+
+    def _serve(self, listener: socket.socket, address: Address, port: int) -> None:
+        """Where the host's packets do not come by themselves."""
+        if self._bridge.router is not None:
+            self._served.append(proxy.Port(listener, address, port))
 
     def _inside(self, ports: Publish) -> Address:
         six = ports.address is not None and ports.address.version == 6
@@ -105,8 +113,9 @@ class Lease:
             raise Unavailable("publish", f"{ports}: the sandbox has no such address")
         return address
 
-    def _hold(self, ports: Publish, port: int) -> int:
-        """A socket bound there, so that who binds it later is told; connections never reach it."""
+    def _hold(self, ports: Publish, port: int) -> socket.socket:
+        """A socket bound there, so that who binds it later is told. Where addresses are
+        translated, connections never reach it."""
         family = socket.AF_INET
         if ports.address is not None and ports.address.version == 6:
             family = socket.AF_INET6
@@ -120,8 +129,9 @@ class Lease:
         except OSError as e:
             why = f"{ports.protocol} port {port} of the host: {e.strerror}"
             raise Unavailable("publish", why, err=e.errno or 0) from e
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        return int(held.getsockname()[1])
+        if self._bridge.router is None:  # else who serves it listens there
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return held
 
     # ------------------------------------------------------------ the connection
 
@@ -135,6 +145,9 @@ class Lease:
             self._restrict(sockets.pop(Netlink.NETFILTER))
         self._undo.callback(self._bridge.while_open, self._bridge.unplug, self.port_name)
         self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid, self.mac))
+        if self._served:
+            assert self._bridge.router is not None
+            self._undo.callback(proxy.serve(self._served, self._bridge.router.net).close)
 
     def _configure(self, inside: rtnl.Rtnl, index: int) -> None:
         wanted = [rtnl.link_set(index, up=True)]

@@ -331,13 +331,17 @@ class Owned:
         self._spaces: list[Namespace] = []
         self._routes: list[Rtnl] = []
 
-    def _open(self, where: Any, field: str) -> tuple[Namespace | None, Rtnl]:
+    def _find(self, where: Any, field: str) -> Namespace | None:
         namespace, mine = namespace_of(where, field)
         if namespace is not None and mine:
             self._spaces.append(namespace)
-        route = open_rtnl(namespace)
+        return namespace
+
+    def _open(self, namespace: Namespace | None, *others: Namespace) -> Rtnl:
+        """rtnetlink there, with a right over *others* as well, if the caller can have it."""
+        route = open_rtnl(namespace, *others)
         self._routes.append(route)
-        return namespace, route
+        return route
 
     def _alias(self) -> str:
         """Registered before anything has it: whoever outlives us deletes the links."""
@@ -407,6 +411,9 @@ class Veth(Owned):
     ) -> Veth:
         """``ip link add NAME netns NETNS type veth peer name PEER netns PEER_NETNS``, in one call.
 
+        An ordinary user has a right over network namespaces that one of its user namespaces owns,
+        both of them: see ``Namespace.create(within=)``. So it is with sandboxes of its networks.
+
         Args:
             netns, peer_netns: None for the caller's own, a ``Namespace``, the pid of a process in
                 it, or a path or name of ``ip netns``.
@@ -438,8 +445,9 @@ class Veth(Owned):
         return self
 
     def _make(self, name: str, netns: Any, peer: str, peer_netns: Any, mtu: int) -> None:
-        here, route = self._open(netns, "netns")
-        there, peer_route = self._open(peer_netns, "peer_netns")
+        here, there = self._find(netns, "netns"), self._find(peer_netns, "peer_netns")
+        route = self._open(here, *(() if there is None else (there,)))
+        peer_route = self._open(there, *(() if here is None else (here,)))
         link, end = Interface(route, name, here), Interface(peer_route, peer, there)
         # From the caller's own namespace, if an end is there: it is marked in the same system call.
         first, second = (end, link) if there is None else (link, end)
@@ -568,10 +576,11 @@ class Link(Owned):
     def _make(
         self, name: str, netns: Any, below: Interface | str | None, fields: dict[str, Any]
     ) -> None:
-        where, route = self._open(netns, "netns")
+        where = self._find(netns, "netns")
+        route = self._open(where)
         link, index = Interface(route, name, where), new_index()
         mark = rtnl.link_set(index, alias=self._alias())
-        base = Interface(self._open(None, "below")[1], below) if isinstance(below, str) else below
+        base = Interface(self._open(None), below) if isinstance(below, str) else below
         if base is not None:
             fields["below"] = base.index
         if base is None or base._route.same_network(route):

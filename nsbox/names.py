@@ -61,6 +61,7 @@ class Opcode(enum.IntEnum):
     SOCKET = 47
     LANDLOCK = 48
     SECCOMP = 49
+    SELF = 50
 
 
 class OpFlag(enum.IntFlag):
@@ -82,6 +83,7 @@ class PlanFlag(enum.IntFlag):
     FORK = 4
     SPARE_NET = 8
     LAUNCHER_NET = 16
+    INNER_MAP = 32
 
 
 class At(enum.IntEnum):

@@ -11,8 +11,9 @@ import os
 import re
 import select
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import interrupts, nslist, pins, probe
 from nsbox.compile import compile_holder
@@ -28,17 +29,24 @@ from nsbox.popen import Popen
 from nsbox.process import Process, dev_null, spawn
 from nsbox.sandbox import launch
 from nsbox.spec import NetLabel, Rootfs, Spec, make_spec
-from nsbox.steps import Slot
+from nsbox.steps import JOIN, IdMap, Slot
 from nsbox.streams import PIPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from nsbox.plan import Plan
     from nsbox.result import Completed
     from nsbox.streams import Stdio
 
     Map = Sequence[tuple[int, int, int]]
+
+
+class _Owner(NamedTuple):
+    """A user namespace: what to join it by, how it maps ids, and as whom to run in it."""
+
+    fd: int
+    id_map: str
+    user: int | None
 
 
 class Namespace:
@@ -75,6 +83,7 @@ class Namespace:
         offsets: Mapping[str, float] | None = None,
         uid_map: Map | None = None,
         gid_map: Map | None = None,
+        within: Namespace | None = None,
     ) -> Namespace:
         """Make a new one; an ordinary user gets it inside a new user namespace.
 
@@ -82,6 +91,8 @@ class Namespace:
 
         Args:
             pin: where to ``pin`` it.
+            within: another one, whose user namespace is to own this one, too. Only with a right
+                over both can a ``Veth`` be made between two network namespaces.
             offsets: of a time namespace: seconds that its ``"monotonic"`` and ``"boottime"``
                 clocks are ahead. time_namespaces(7), Linux 5.6.
             uid_map, gid_map: of a user namespace: lines ``(inside, outside, count)`` as in
@@ -98,14 +109,15 @@ class Namespace:
             raise SpecError("offsets", "are of a time namespace")
         if (uid_map is not None or gid_map is not None) and kind != "user":
             raise SpecError("uid_map", "is of a user namespace")
+        if within is not None and kind == "user":
+            raise SpecError("within", "is of what a user namespace owns")
         host = probe.host()
-        kinds = [kind] if host.privileged or kind == "user" else ["user", kind]
+        alone = host.privileged or kind == "user" or within is not None
+        kinds = [kind] if alone else ["user", kind]
         maps = check_maps(uid_map, gid_map, host)
-        spec = make_spec(["pause"], root=Rootfs.inherit(), namespaces=kinds, profile="none",
-                         time_offsets=offsets)  # fmt: skip
-        plan = compile_holder(spec, host, maps)
-        with interrupts.Held():
-            made = cls._hold(kind, plan)
+        with interrupts.Held(), ExitStack() as opened:
+            owner = None if within is None else within._owned_by(opened)
+            made = cls._hold(kind, kinds, maps, owner, offsets=offsets)
             try:
                 if pin is not None:
                     made.pin(pin)
@@ -115,9 +127,25 @@ class Namespace:
         return made
 
     @classmethod
-    def _hold(cls, kind: str, plan: Plan) -> Namespace:
-        null = dev_null()
-        holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
+    def _hold(
+        cls,
+        kind: str,
+        kinds: Sequence[str],
+        maps: IdMap | None = None,
+        owner: _Owner | None = None,
+        *,
+        offsets: Mapping[str, float] | None = None,
+        sysctls: tuple[tuple[str, str], ...] = (),
+    ) -> Namespace:
+        spec = make_spec(["pause"], root=Rootfs.inherit(), namespaces=kinds, profile="none",
+                         time_offsets=offsets)  # fmt: skip
+        descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
+        join, id_map = ((), "") if owner is None else (("user",), owner.id_map)
+        if owner is not None:
+            descriptors[JOIN] = owner.fd
+        plan = compile_holder(spec, probe.host(), maps, join=join, join_map=id_map,
+                              sysctls=sysctls)  # fmt: skip
+        holder = spawn(plan, descriptors)
         # What a process has unshared is there for its children before it is its own.
         name = "time_for_children" if kind == "time" else kind
         try:
@@ -127,8 +155,22 @@ class Namespace:
             raise
         step = plan.id_map
         if step is None:
-            return cls(kind, fd, holder)
+            return cls(kind, fd, holder, id_map, owner and owner.user)
         return cls(kind, fd, holder, step.kind, step.first_user)
+
+    def _owned_by(self, opened: ExitStack) -> _Owner | None:
+        """The user namespace that owns it, unless that is the caller's, to be joined."""
+        self.fileno()
+        if self._id_map and self._holder is not None:
+            return _Owner(self._holder.pidfd, self._id_map, self._user)
+        user = self if self.kind == "user" else self.owner
+        if user is None:
+            raise Unavailable("within", f"the user namespace that owns {self!r} cannot be seen "
+                              "from here")  # fmt: skip
+        if user is not self:
+            opened.callback(user.close)
+        with Namespace.current("user") as own:
+            return None if user == own else _Owner(user.fileno(), "single", None)
 
     @classmethod
     def current(cls, kind: str) -> Namespace:
@@ -278,6 +320,19 @@ class Namespace:
     def popen(self, args: Any, **keywords: Any) -> Popen:
         """As ``run``, but goes on: a ``Popen``, with *stdin*, *stdout*, *stderr* and *text*."""
         return Popen._of(*self._entrance(args), **keywords)
+
+    @property
+    def keeper(self) -> int:
+        """For nsbox's own use: the pid of the process that was made to hold it."""
+        assert self._holder is not None
+        return self._holder.pid
+
+    def held(self) -> bool:
+        """For nsbox's own use: whether the process that was made to hold it runs."""
+        try:
+            return self._holder is not None and self._holder.poll() is None
+        except StateError:  # lost with its launcher
+            return False
 
     def entrance(self) -> tuple[tuple[str, ...], int]:
         """For nsbox's own use: the kinds to join, and the descriptor by which setns(2) does."""

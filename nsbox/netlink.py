@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Netlink sockets inside other network namespaces, opened there by a process that then ends."""
+"""Sockets inside other network namespaces, opened there by a process that then ends."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nsbox import probe
 from nsbox.compile import compile_netlink
 from nsbox.process import dev_null, spawn
 from nsbox.rtnl import Rtnl
-from nsbox.steps import JOIN, Netlink, Slot
+from nsbox.steps import JOIN, OWNER, Netlink, Slot
 
 if TYPE_CHECKING:
     from nsbox.namespace import Namespace
 
 
-def open_inside(namespace: Namespace, protocol: Netlink) -> int:
+def open_inside(namespace: Namespace, protocol: Netlink, others: tuple[Namespace, ...] = ()) -> int:
     """A socket of *protocol* in a network namespace; the caller's to close.
+
+    Args:
+        others: network namespaces over which it is to have a right as well.
 
     Raises:
         SetupError: the caller may not enter it.
@@ -23,8 +27,46 @@ def open_inside(namespace: Namespace, protocol: Netlink) -> int:
     taker = _Taker(protocol)
     join, fd = namespace.entrance()
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)} | {JOIN: fd}
-    spawn(compile_netlink(join, protocol), descriptors, lease=lambda: taker).close()
+    user = None
+    if not probe.host().privileged and ("user" not in join or others):
+        user = _right_over(namespace, *others)
+    try:
+        if user is not None:
+            join, descriptors[OWNER] = ("net",), user.fileno()
+        plan = compile_netlink(join, protocol, owned=user is not None)
+        spawn(plan, descriptors, lease=lambda: taker).close()
+    finally:
+        if user is not None:
+            user.close()
     return taker.fd
+
+
+def _right_over(*namespaces: Namespace) -> Namespace | None:
+    """The user namespace, nearest to the first, whose members have all capabilities over all of
+    them: each is owned by it, or by one inside of it. The caller's own is none: in that an ordinary
+    user has no capability."""
+    first, *rest = (_owners(namespace) for namespace in namespaces)
+    found = next((one for one in first if all(one in other for other in rest)), None)
+    for users in (first, *rest):
+        for user in users:
+            if user is not found:
+                user.close()
+    return found
+
+
+def _owners(namespace: Namespace) -> list[Namespace]:
+    """The user namespace that owns it, the one around that, and so on, up to the caller's own."""
+    from nsbox.namespace import Namespace as Space
+
+    with Space.current("user") as own:
+        found = []
+        user = namespace.owner
+        while user is not None and user != own:
+            found.append(user)
+            user = user.parent
+        if user is not None:
+            user.close()
+        return found
 
 
 class _Taker:
@@ -41,6 +83,8 @@ class _Taker:
         """The socket is the caller's."""
 
 
-def rtnl(namespace: Namespace | None = None) -> Rtnl:
-    """rtnetlink in *namespace*, or in the calling thread's own."""
-    return Rtnl.here() if namespace is None else Rtnl(open_inside(namespace, Netlink.ROUTE))
+def rtnl(namespace: Namespace | None = None, *others: Namespace) -> Rtnl:
+    """rtnetlink in *namespace*, or in the calling thread's own; *others* as ``open_inside``."""
+    if namespace is None:
+        return Rtnl.here()
+    return Rtnl(open_inside(namespace, Netlink.ROUTE, others))

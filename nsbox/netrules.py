@@ -142,6 +142,7 @@ def network_table(
     isolated: bool = True,
     host_ports: Iterable[HostPort] = (),
     publish: Sequence[Published] = (),
+    uplink: str = "",
     owner: bool = True,
 ) -> list[Message]:
     """A new table for one network.
@@ -156,6 +157,7 @@ def network_table(
             link: other networks of the host too.
         host_ports: what the network may reach of the host; else it gets answers, and pings.
         publish: the first ones; ``published`` adds and deletes others later.
+        uplink: the link that is there for the networks with *nat*, and closed to others.
         owner: whether the table goes with the socket that makes it (Linux 5.12).
 
     Raises:
@@ -187,7 +189,7 @@ def network_table(
         table.base_chain("forward", FILTER),
         # Those of one network: bridged (where br_netfilter shows them), or by a published port.
         rule("forward", iifname(bridge), oifname(bridge), accept),
-        *_outwards(table, bridge),
+        *_outwards(table, bridge, "" if nat else uplink),
         *(_inwards(table, bridge) if isolated else ()),
         table.base_chain("input", FILTER),
         rule("input", iifname.isnt(bridge), accept),
@@ -221,8 +223,10 @@ def _nat(
         yield table.rule("postrouting", source, oifname(bridge), ct_status("dnat"), masquerade)
 
 
-def _outwards(table: Table, bridge: str) -> Iterator[Message]:
+def _outwards(table: Table, bridge: str, closed: str) -> Iterator[Message]:
     """What no router may pass on (RFC 3927), where clouds have credentials; names it may ask."""
+    if closed:
+        yield table.rule("forward", iifname(bridge), oifname(closed), reject)
     # The masquerade would leave the network's own address in what conntrack does not know.
     yield table.rule("forward", iifname(bridge), ct_state("invalid"), drop)
     for dport in _DPORTS.values():
@@ -252,6 +256,25 @@ def _to_host(
         for gateway in gateways:
             yield table.rule("input", gateway, _DPORTS[port.protocol](port.port), accept)
     yield table.rule("input", drop)
+
+
+def host_table(name: str, uplink: str, addresses: Iterable[Address]) -> list[Message]:
+    """A new table for a router whose *uplink* ends in a program of the host, which connects to
+    whatever it is sent to: the host's own *addresses* are not for networks.
+
+    Raises:
+        SpecError: the name does not fit.
+    """
+    table = Table(name)
+    return [
+        table.add(owner=True),
+        table.base_chain("forward", FILTER),
+        *(table.rule("forward", oifname(uplink), _to(address), reject) for address in addresses),
+    ]
+
+
+def _to(address: Address) -> Statement:
+    return ip_daddr(address) if isinstance(address, IPv4Address) else ip6_daddr(address)
 
 
 def published(name: str, entry: Published, *, delete: bool = False) -> list[Message]:

@@ -149,7 +149,7 @@ class Plan:
             ops += _OP.pack(step.opcode, op.flags, op.a, op.b, op.c, op.n, op.m)  # type: ignore[union-attr]
         id_map, flags = self.id_map, self.flags
         uid_map = gid_map = 0
-        if id_map is not None and id_map.by == "launcher":
+        if id_map is not None and id_map.by != "newuidmap":
             uid_map = pool.text(id_map.text(id_map.uids, id_slot))
             gid_map = pool.text(id_map.text(id_map.gids, id_slot))
         argv, envp = pool.vector(self.args), pool.vector(self.env)

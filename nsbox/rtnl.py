@@ -33,7 +33,8 @@ NO_LINK = 0xFFFFFFFF  # stands for "none" where 0 says nothing
 ROOT, INGRESS = 0xFFFFFFFF, 0xFFFFFFF1
 
 _HINTS = {
-    errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace",
+    errno.EPERM: "it takes CAP_NET_ADMIN in the user namespace that owns the network namespace; "
+    "of a veth in one over both, see Namespace.create(within=)",
     errno.EBUSY: "it is in use, or was told differently before",
     errno.ENODEV: "there is no such link in this network namespace",
 }
@@ -391,6 +392,9 @@ class Rtnl:
     def same_network(self, other: Rtnl) -> bool:
         """Whether both are of one network namespace. Before Linux 5.14 nobody can tell: True."""
         return shared.cookie(self._socket) == shared.cookie(other._socket)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
 
     def close(self) -> None:
         with self._lock:

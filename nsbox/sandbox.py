@@ -16,7 +16,7 @@ from nsbox.compile import compile_pause, compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, StateError
 from nsbox.process import Injection, Process, dev_null, spawn
 from nsbox.spec import Mount, NetLabel, Spec, make_spec
-from nsbox.steps import JOIN, Slot
+from nsbox.steps import JOIN, OWNER, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -158,6 +158,14 @@ def _network(label: NetLabel) -> Any:
     return network
 
 
+def _owner(network: Any) -> int:
+    """The user namespace that has an ordinary user's network, and is to have its sandboxes."""
+    if network is None or network.router is None:
+        raise StateError(f"{network!r} was made by root, and this process is root no more",
+                         status="foreign")  # fmt: skip
+    return int(network.router.user.fileno())
+
+
 def launch(
     spec: Spec,
     stdio: Stdio,
@@ -200,6 +208,8 @@ def launch(
                 template = descriptors[slot] = templates.acquire(spec, host, parent)
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
+            elif slot == OWNER:
+                descriptors[slot] = _owner(network)
             elif slot.kind == "nsfd":
                 descriptors[slot] = joined_time
         lease = None
@@ -222,11 +232,14 @@ def launch_pause(spec: Spec, name: str) -> Process:
     """The pause process of the pod *name*, with the network of *spec*."""
     join: tuple[str, ...] = ()
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
-    lease = None
+    network = lease = None
     if isinstance(spec.net, NetLabel):
         network = _network(spec.net)
         if spec.net.joined:
             join, descriptors[JOIN], _ = network.joins()
         else:
             lease = functools.partial(network.lease, spec, name)
-    return spawn(compile_pause(spec, probe.host(), join), descriptors, lease=lease)
+    plan = compile_pause(spec, probe.host(), join)
+    if OWNER in plan.passed:
+        descriptors[OWNER] = _owner(network)
+    return spawn(plan, descriptors, lease=lease)

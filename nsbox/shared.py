@@ -55,12 +55,17 @@ def cookie(probe: socket.socket) -> int | None:
     return int.from_bytes(raw, sys.byteorder)
 
 
-def network() -> str:
-    """A name for the network namespace of this thread, as ``cookie`` has it; before Linux 5.14 by
-    its inode number, which a later one can get."""
+def network(fd: int = -1) -> str:
+    """A name for a network namespace, as ``cookie`` has it; before Linux 5.14 by its inode number,
+    which a later one can get.
+
+    Args:
+        fd: a socket in it; by default it is that of this thread.
+    """
     import socket
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+    own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with own, own if fd < 0 else socket.socket(fileno=os.dup(fd)) as probe:
         number = cookie(probe)
     if number is None:
         return f"{boot()}-i{os.stat('/proc/thread-self/ns/net').st_ino}"
@@ -118,10 +123,13 @@ class Shared:
     """A handle on such a file: opened when it is needed, let go of with ``close``.
 
     Subclasses say what to do when it is opened, and when its last user goes.
+
+    Args:
+        where: another network namespace than this thread's, as ``network`` names it.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name, self.path = name, ""
+    def __init__(self, name: str, where: str = "") -> None:
+        self.name, self.path, self._where = name, "", where
         self._pid, self._fd, self._closed = os.getpid(), -1, False
         self._lock = threading.Lock()
 
@@ -132,7 +140,7 @@ class Shared:
         if self._closed:
             raise StateError(f"{self!r} is closed", status="closed")
         if self._fd < 0:
-            self.path = f"{registry.directory()}/{prefix()}{self.name}"
+            self.path = f"{registry.directory()}/{PREFIX}{self._where or network()}-{self.name}"
             fd = _open(self.path)
             try:
                 self._begin(fd)

@@ -43,6 +43,8 @@ class Slot(NamedTuple):
 JOIN = Slot("pidfd", "join")
 #: The time namespace that is joined: no pidfd stands for one that its process is not yet in.
 TIME = Slot("nsfd", "time")
+#: The user namespace that owns what is joined, or that has in it the one that is made.
+OWNER = Slot("nsfd", "user")
 
 
 class Pool:
@@ -142,7 +144,8 @@ class Clone3:
 class IdMap:
     """How ids inside map to ids outside: (inside, outside, count); *outside* None: a slot's first.
 
-    *by* is who writes it: "launcher", or "newuidmap" at a barrier.
+    *by* is who writes it: "launcher", "joiner" for a user namespace in another one, or "newuidmap"
+    at a barrier.
     """
 
     uids: tuple[tuple[int, int | None, int], ...]
@@ -458,12 +461,16 @@ class HandOver:
 class Netlink(enum.IntEnum):
     """Sockets that are opened where the caller is not: address family, type and protocol.
 
-    Those of netlink(7), and one for echo requests, icmp(7).
+    Those of netlink(7), of tcp(7) and udp(7), and one for echo requests, icmp(7).
     """
 
     ROUTE = 0x100300
     NETFILTER = 0x10030C
     ICMP = 0x020301
+    TCP = 0x020100
+    UDP = 0x020200
+    TCP6 = 0x0A0100
+    UDP6 = 0x0A0200
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,8 +37,8 @@ class Claim(Shared):
     overlaps. Of IPv6 each /64 is one byte, and two subnets in one /64 count as the same.
     """
 
-    def __init__(self) -> None:
-        super().__init__("subnets")
+    def __init__(self, where: str = "") -> None:
+        super().__init__("subnets", where)
         self._subnet: Subnet | None = None
 
     @property
@@ -103,7 +103,10 @@ def _users(fd: int) -> str:
 
 
 def claim_subnet(
-    subnet: Subnet, taken: Callable[[], Iterable[Taken]] = routes.taken, field: str = "subnet"
+    subnet: Subnet,
+    taken: Callable[[], Iterable[Taken]] = routes.taken,
+    field: str = "subnet",
+    where: str = "",
 ) -> Claim:
     """Have this one.
 
@@ -111,11 +114,12 @@ def claim_subnet(
         subnet: as ``netspec.parse_subnet`` gives it.
         taken: what else uses addresses here.
         field: the argument's name, for errors.
+        where: another network namespace than this thread's, see ``shared.Shared``.
 
     Raises:
         Unavailable: a network of nsbox, a route or an address overlaps it; the error says which.
     """
-    claim = Claim()
+    claim = Claim(where)
     try:
         if not claim.attempt(subnet):
             raise _in_use(field, f"{subnet} overlaps {claim.why_not(subnet)}")
@@ -130,17 +134,18 @@ def claim_subnet(
     return claim
 
 
-def free_subnet(taken: Callable[[], Iterable[Taken]] = routes.taken) -> Claim:
+def free_subnet(taken: Callable[[], Iterable[Taken]] = routes.taken, where: str = "") -> Claim:
     """Have a /24 of private IPv4 addresses that nobody uses here.
 
     Args:
         taken: what else uses addresses here.
+        where: another network namespace than this thread's, see ``shared.Shared``.
 
     Raises:
         Unavailable: there is none left.
     """
     used = [other for other in taken() if other.version == 4]
-    claim = Claim()
+    claim = Claim(where)
     try:
         for subnet in _candidates():
             if not any(other.overlaps(subnet) for other in used) and claim.attempt(subnet):

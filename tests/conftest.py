@@ -35,6 +35,8 @@ PROBES: dict[str, Callable[[], str]] = {
     "cgroup1": support.probe_cgroup1,
     "cgroup2": support.probe_cgroup2,
     "nft": support.probe_nft,
+    "pasta": lambda: support.probe_leads_out("pasta"),
+    "slirp4netns": lambda: support.probe_leads_out("slirp4netns"),
 }
 MARKS = {
     "root": "needs to be root in the initial user namespace",
@@ -45,6 +47,8 @@ MARKS = {
     "cgroup1": "needs writable cgroup v1 controllers",
     "cgroup2": "needs writable cgroup v2 controllers",
     "nft": "needs nft(8), as a witness",
+    "pasta": "needs pasta(1), and /dev/net/tun for everybody",
+    "slirp4netns": "needs slirp4netns(1), and /dev/net/tun for everybody",
     "kernel": "depends on the kernel: also run on the other kernels",
     "leaks_ok(reason)": "is not checked for leaks, for this reason",
     "slow": "takes more than a few seconds",

@@ -106,6 +106,16 @@ def probe_nft() -> str:
     return "" if shutil.which("nft") else "nft: not installed"
 
 
+def probe_leads_out(program: str) -> str:
+    """Whether it can make a way out of a network namespace of an ordinary user's."""
+    if not any(os.access(f"{place}/{program}", os.X_OK) for place in ("/usr/bin", "/bin")):
+        return f"{program}: not installed"
+    tun = Path("/dev/net/tun")
+    if not tun.exists() or tun.stat().st_mode & 0o006 != 0o006:
+        return f"{tun}: not for everybody"
+    return ""
+
+
 def _try(*args: str) -> str:
     try:
         done = subprocess.run(

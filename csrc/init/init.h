@@ -13,6 +13,7 @@ enum { NSB_FD_CONTROL = 3, NSB_FD_EXE, NSB_FD_LOCK, NSB_FD_OWNER, NSB_FD_SELF, N
 int nsb_launcher_main(void);
 int nsb_init_main(int channel, int plan_fd, int next);
 int nsb_pause_main(void);
+int nsb_proxy_main(int argc, char **argv);
 
 /* load.c: a sealed plan, checked and relocated, in memory of our own; NULL: refused. */
 void *nsb_plan_map(int fd, size_t *size);
@@ -21,12 +22,14 @@ void nsb_plan_unmap(void *plan, size_t size);
 /* spawn.c */
 struct nsb_spawn {
 	struct nsb_ctx *cx;
-	bool share; /* lend the launcher's memory to the child until its execve */
-	int go;	    /* forked child: the read end of the launcher's pipe, else -1 */
-	int net;    /* a network namespace to join instead of making one, else -1 */
-	int pid;    /* out: the child */
-	int pidfd;  /* out */
-	int err;    /* out: of clone3 */
+	bool share;  /* lend the launcher's memory to the child until its execve */
+	int go;	     /* forked child: the read end of the launcher's pipe, else -1 */
+	int net;     /* a network namespace to join instead of making one, else -1 */
+	int pid;     /* out: the child */
+	int pidfd;   /* out */
+	int err;     /* out: of clone3 */
+	int map_err; /* out: of the joiner that wrote the id maps */
+	const char *map_call;
 };
 
 void nsb_spawn(struct nsb_spawn *spawn);

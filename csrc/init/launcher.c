@@ -234,8 +234,12 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	if (spawn->share && spawn->cx->executing && !(plan->flags & NSB_PLAN_INIT))
 		record.kind = NSB_STARTED;
 	nsb_send(child->channel, &record, child->pidfd);
-	if (plan->uid_map)
+	if (plan->uid_map && plan->flags & NSB_PLAN_INNER_MAP) {
+		err = spawn->map_err;
+		call = spawn->map_call;
+	} else if (plan->uid_map) {
 		err = nsb_write_id_maps(plan, spawn->pid, &call);
+	}
 	if (err < 0)
 		nsb_send_failed(child->channel, NSB_AT_ID_MAP, -err, call);
 	else if (plan->uid_map)

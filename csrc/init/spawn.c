@@ -73,12 +73,19 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 	spawn->pidfd = pidfd;
 }
 
-/* Whether the child will execute nsbox-init, as its PID 1 or as a pod's pause process. */
+/* Whether the child will execute nsbox-init, as its PID 1 or as something else. */
 static bool needs_init(const struct nsb_plan *plan)
 {
 	const struct nsb_op *ops = (const struct nsb_op *)(plan + 1);
+	uint16_t last = ops[plan->nops - 1].code;
 
-	return (plan->flags & NSB_PLAN_INIT) || ops[plan->nops - 1].code == NSB_OP_PAUSE;
+	return (plan->flags & NSB_PLAN_INIT) || last == NSB_OP_PAUSE || last == NSB_OP_SELF;
+}
+
+/* A user namespace in another: the launcher, which is in neither, may not write its maps (EPERM). */
+static bool maps_inside(const struct nsb_plan *plan)
+{
+	return plan->uid_map && plan->flags & NSB_PLAN_INNER_MAP;
 }
 
 /*
@@ -105,7 +112,11 @@ static int joiner_main(void *arg)
 		return 0;
 	sys_close(cx->proc);
 	cx->proc = -1;
+	if (maps_inside(cx->plan))
+		sys_prctl(PR_SET_DUMPABLE, 1, 0); /* which entering a user namespace may clear */
 	clone_child(spawn, CLONE_PARENT);
+	if (maps_inside(cx->plan) && spawn->pid > 0)
+		spawn->map_err = nsb_write_id_maps(cx->plan, spawn->pid, &spawn->map_call);
 	return 0;
 }
 
@@ -137,7 +148,8 @@ static void spawn_by_joiner(struct nsb_spawn *spawn)
 void nsb_spawn(struct nsb_spawn *spawn)
 {
 	spawn->pid = spawn->pidfd = -1;
-	spawn->err = 0;
+	spawn->err = spawn->map_err = 0;
+	spawn->map_call = "";
 	if (spawn->cx->plan->njoin)
 		spawn_by_joiner(spawn);
 	else

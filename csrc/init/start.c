@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * nsbox-init: one static program without libc, executed from a sealed memfd, that is the
- * launcher, PID 1 of a sandbox, or the pause process of a pod. Every page of it counts.
+ * launcher, PID 1 of a sandbox, the pause process of a pod, or serves ports of another network
+ * namespace. Every page of it that is touched counts.
  */
 #include "init.h"
 
@@ -46,6 +47,8 @@ static int main_of(int argc, char **argv)
 		return nsb_init_main(nsb_number(argv[2]), nsb_number(argv[3]), nsb_number(argv[4]));
 	if (nsb_str_equal(argv[1], "pause"))
 		return nsb_pause_main();
+	if (nsb_str_equal(argv[1], "proxy"))
+		return nsb_proxy_main(argc - 2, argv + 2);
 	return 125;
 }
 

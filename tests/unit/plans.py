@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hypothesis import strategies as st
 
 from nsbox import compile as compiler
+from nsbox.creds import router_map
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 from nsbox.spec import Allow, Limits, Mount, NetLabel, Rootfs, Spec, another_process, make_spec
@@ -171,6 +172,29 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
         "id holder": lambda: compiler.compile_id_holder(((0, 7, 1),), ((0, 8, 1), (9, 9, 2))),
         "socket": lambda: compiler.compile_netlink(("user", "net"), Netlink.NETFILTER),
         "socket for echo requests": lambda: compiler.compile_netlink(("net",), Netlink.ICMP),
+        "owned socket": lambda: compiler.compile_netlink(("net",), Netlink.TCP6, owned=True),
+        "router": lambda: compiler.compile_holder(
+            make_spec(["x"], namespaces=("user", "net"), profile="none", root=Rootfs.inherit()),
+            HOSTS["user, subids"],
+            router_map(HOSTS["user, subids"]),
+            sysctls=(("net/ipv4/ip_forward", "1"),),
+        ),
+        "holder within": lambda: compiler.compile_holder(
+            make_spec(["x"], namespaces=("user", "net"), profile="none", root=Rootfs.inherit()),
+            user,
+            join=("user",),
+            join_map="single",
+        ),
+        "pause in a router": lambda: compiler.compile_pause(
+            make_spec(
+                ["pause"],
+                namespaces=("user", "net", "ipc", "pid", "mnt"),
+                net=NetLabel("eth0 in nsb0"),
+            ),
+            user,
+        ),
+        "proxy": lambda: compiler.compile_proxy(user, ("0200", "0a00"), ("user", "net")),
+        "proxy of the host": lambda: compiler.compile_proxy(user, ("0200",)),
         "helper": lambda: compiler.compile_helper(("/usr/bin/newuidmap", "1", "0", "1", "1")),
     }
 

@@ -14,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import scaled
-from unit.plans import HOSTS, KINDS, corpus, exec_plan, plan_of
+from unit.plans import HOSTS, KINDS, corpus, decode, exec_plan, plan_of
 
+from nsbox.build import CALLER_ID, SLOT_IDS
 from nsbox.compile import PATH
+from nsbox.creds import router_map
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
-from nsbox.spec import Limits, Mount, Rootfs, make_spec
+from nsbox.spec import Limits, Mount, NetLabel, Rootfs, make_spec
 from nsbox.steps import (
     JOIN,
+    OWNER,
     TIME,
     Clone3,
     EnterCgroup,
@@ -190,6 +193,8 @@ def test_joins_come_before_everything_of_the_child(plan: Plan) -> None:
         joins.pop()
     if joins:  # what is before it is done out of sight of what is joined
         assert isinstance(joins[-1], Setns)
+        if getattr(joins[0], "slot", None) == OWNER:  # which gives the right to the others
+            joins = joins[1:] or joins
         assert {_code(step) for step in joins[:-1]} <= {
             Opcode.DUMPABLE, Opcode.PROCFS, Opcode.SYSCTL
         }  # fmt: skip
@@ -414,6 +419,10 @@ def test_every_slot_is_passed_or_opened_and_every_passed_one_is_used(plan: Plan)
 def test_the_end_is_signals_execing_a_filter_and_nothing_but_exec(plan: Plan) -> None:
     codes = _codes(plan)
     at = codes.index(Opcode.EXECING)
+    if codes[-1] is Opcode.SELF:
+        assert codes[at + 1 :] == [Opcode.SELF]
+        assert plan.args[0] == "nsbox-init"
+        return
     if codes[-1] in (Opcode.PAUSE, Opcode.EXECING):  # the last opens a socket, and ends
         assert codes[at + 1 :] in ([], [Opcode.PAUSE])
         assert not plan.args
@@ -429,7 +438,8 @@ def test_the_end_is_signals_execing_a_filter_and_nothing_but_exec(plan: Plan) ->
 @every_plan
 def test_no_new_privs_comes_before_exec(plan: Plan) -> None:
     for i in _where(plan, Opcode.NO_NEW_PRIVS):
-        assert _last(plan, Opcode.CAPS) < i < _first(plan, Opcode.EXEC, Opcode.PAUSE)
+        assert _last(plan, Opcode.CAPS) < i
+        assert i < _first(plan, Opcode.EXEC, Opcode.PAUSE, Opcode.SELF)
 
 
 @every_plan
@@ -507,7 +517,7 @@ def test_a_capability_that_was_asked_for_brings_its_sockets(
 @every_plan
 def test_only_granted_descriptors_survive_exec(plan: Plan) -> None:
     """Numbers are handed out in rising order, and all others close: 3 to the last there is."""
-    if not {Opcode.EXEC, Opcode.PAUSE} & set(_codes(plan)):
+    if not {Opcode.EXEC, Opcode.PAUSE, Opcode.SELF} & set(_codes(plan)):
         return
     numbers = [plan.steps[i].number for i in _where(plan, Opcode.FD)]  # type: ignore[union-attr]
     assert numbers[:3] == [0, 1, 2]
@@ -647,6 +657,84 @@ def test_the_launcher_s_network_only_for_those_who_could_not_change_their_own() 
     assert not by_launcher(namespaces=["net", "mnt", "pid"])
     for field in ("spare_net", "net_sysctls"):
         assert not by_launcher(dataclasses.replace(host, **{field: False}))
+
+
+USERS_HOSTS = [name for name, host in HOSTS.items() if not host.privileged]
+
+
+def _plugged(host: str, **keywords: Any) -> Plan:
+    return plan_of(host, net=NetLabel("eth0 in nsb0"), **keywords)
+
+
+@pytest.mark.parametrize("host", USERS_HOSTS)
+def test_an_ordinary_user_s_networked_sandbox_is_within_the_router(host: str) -> None:
+    """It has a user namespace of its own: only that is made where the router's is."""
+    plan = _plugged(host)
+    assert plan.flags & PlanFlag.INNER_MAP
+    assert OWNER in plan.passed
+    enters = plan.steps[plan.steps.index(plan.clone) - 1]
+    assert isinstance(enters, Setns)
+    assert (enters.slot, enters.flags) == (OWNER, Clone.NEWUSER)
+    assert plan.clone.flags & Clone.NEWUSER
+    assert plan.clone.flags & Clone.NEWNET
+    assert "pid" not in plan.joined
+
+
+@pytest.mark.parametrize("host", [name for name in HOSTS if name not in USERS_HOSTS])
+def test_root_s_networked_sandbox_is_within_nothing(host: str) -> None:
+    plan = _plugged(host)
+    assert not plan.flags & PlanFlag.INNER_MAP
+    assert OWNER not in plan.passed
+
+
+@pytest.mark.parametrize("host", USERS_HOSTS)
+def test_what_shares_a_network_is_in_the_user_namespace_of_that(host: str) -> None:
+    plan = _plugged(host, join=("user", "net"), join_map="single")
+    assert OWNER not in plan.passed
+    assert not plan.clone.flags & Clone.NEWUSER
+
+
+@pytest.mark.parametrize("host", USERS_HOSTS)
+def test_a_user_without_a_network_goes_nowhere(host: str) -> None:
+    assert OWNER not in plan_of(host).passed
+    assert not plan_of(host).flags & PlanFlag.INNER_MAP
+
+
+def test_inside_of_the_router_ids_are_what_they_are_without_a_network() -> None:
+    """The caller has its own number there, beside the range that newuidmap has mapped."""
+    for host in ("user, one id", "user, subids"):
+        outer, one = router_map(HOSTS[host]), _plugged(host, user=7).id_map
+        assert one is not None
+        assert one.uids == one.gids == ((7, CALLER_ID, 1),)
+        assert (one.by, one.kind) == ("joiner", "single")
+        assert outer.uids[-1] == (CALLER_ID, HOSTS[host].euid, 1)
+        assert outer.gids[-1] == (CALLER_ID, HOSTS[host].egid, 1)
+    many = _plugged("user, subids", profile="standard").id_map
+    assert many is not None
+    assert many.uids == many.gids == ((0, 0, SLOT_IDS),)
+    assert (many.by, many.kind) == ("joiner", "range")
+    whole = router_map(HOSTS["user, subids"])
+    assert whole.uids[0] == whole.gids[0] == (0, None, SLOT_IDS)
+    assert (whole.by, whole.kind) == ("newuidmap", "range")
+    assert router_map(HOSTS["user, one id"]).kind == "single"
+
+
+def test_a_range_inside_of_the_router_needs_no_newuidmap() -> None:
+    plan = _plugged("user, subids", profile="standard")
+    assert not [s for s in plan.steps if getattr(s, "detail", "") == "id-map"]
+    header = decode(plan.encode()).header
+    assert header.uid_map
+    assert decode(plan.encode()).text(header.uid_map) == f"0 0 {SLOT_IDS}\n"
+
+
+def test_a_proxy_has_no_capability_and_the_ports_it_is_given() -> None:
+    plan = corpus()["proxy"]
+    assert dict(plan.applied)["capabilities"] == "none"
+    assert [plan.steps[i].number for i in _where(plan, Opcode.FD)] == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
+    assert plan.args == ("nsbox-init", "proxy", "0200", "0a00")
+    assert _codes(plan)[-1] is Opcode.SELF
+    alone = corpus()["proxy of the host"]
+    assert not {Opcode.SETNS, Opcode.BOUNDING, Opcode.CAPS} & set(_codes(alone))
 
 
 def test_setgroups_is_denied_where_one_id_is_mapped_by_its_owner() -> None:

@@ -43,7 +43,7 @@ FLOORS: dict[int, str] = {
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "templates idmapped watch cputime ring logs lifecycle result streams sandbox converse command "
     "popen namespace enter ports terminal sandboxes elsewhere "
-    "netlink links lease bridge plugged pings",
+    "netlink links proxy egress router lease bridge plugged pings",
     6: "control contents container",
     7: "podspec pod nodes topology",
     8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
