@@ -112,7 +112,7 @@ def test_a_network_without_nat_has_no_way_out_though_another_has() -> None:
 
 @rootless("pasta", resolv="127.0.0.53")
 def test_a_name_server_on_loopback_is_at_the_gateway() -> None:
-    names = f"import sys; sys.path[:0] = {sys.path}; from network import userworld as world; world.names"
+    names = f"import sys; sys.path[:0] = {sys.path}; from network.userworld import names; names"
     own = subprocess.Popen(
         [sys.executable, "-c", f"{names}('127.0.0.53')"], stdout=subprocess.PIPE, text=True
     )
