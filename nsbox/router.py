@@ -41,14 +41,8 @@ if TYPE_CHECKING:
 
 _LOOPBACK: dict[int, Address] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
-_FORWARDING6 = "net/ipv6/conf/all/forwarding"
 #: Of a router, before it has a link.
-_SYSCTLS = (
-    ("net/ipv4/conf/all/forwarding", "1"),
-    # 127.0.0.1 of the router has what is published; the guard of each network keeps others off.
-    ("net/ipv4/conf/all/route_localnet", "1"),
-    ("net/ipv4/ip_unprivileged_port_start", "0"),
-)
+_FORWARDING = ("net/ipv4/conf/all/forwarding", "net/ipv6/conf/all/forwarding")
 
 
 class Here:
@@ -122,9 +116,7 @@ class Router(Here):
         self._users = 0
         self._undo = ExitStack()
         self._egress: Egress | None = None
-        sysctls: tuple[tuple[str, str], ...] = _SYSCTLS
-        if os.path.exists(f"/proc/sys/{_FORWARDING6}"):
-            sysctls += ((_FORWARDING6, "1"),)
+        sysctls = tuple((name, "1") for name in _FORWARDING if os.path.exists(f"/proc/sys/{name}"))
         try:
             maps = creds.router_map(probe.host())
             self.net = Namespace._hold("net", ("user", "net"), maps, sysctls=sysctls)
@@ -148,7 +140,7 @@ class Router(Here):
         """It does that since it was made."""
 
     def admit_loopback(self, bridge: str) -> None:
-        """It does that since it was made."""
+        """Nobody is there who would ask."""
 
     def lead_out(self) -> None:
         """By a program that connects as the caller does: one for all its networks.

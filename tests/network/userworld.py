@@ -49,7 +49,7 @@ USER = 54321
 
 #: What tests have at hand, before their own code.
 PRELUDE = f"""
-import errno, json, os, re, select, signal, socket, subprocess, sys, threading, time
+import atexit, errno, json, os, re, select, signal, socket, subprocess, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import pytest
@@ -144,6 +144,7 @@ time.sleep(1000)
 def start_owner(program):
     owner = subprocess.Popen([sys.executable, "-c", OWNER, program], stdout=subprocess.PIPE,
                              text=True)
+    atexit.register(owner.kill)
     assert owner.stdout.readline() == "ready\\n"
     return owner
 def ask_here(proto, address, port, data=\"x\"):
