@@ -528,13 +528,19 @@ def compile_template(spec: Spec, host: Host) -> Plan:
     return _finish_pause(build, "until its namespace is held", "root")
 
 
-def compile_pause(spec: Spec, host: Host, join: tuple[str, ...] = ()) -> Plan:
+def compile_pause(
+    spec: Spec, host: Host, join: tuple[str, ...] = (), *, join_map: str = ""
+) -> Plan:
     """The plan of a pod's pause process: the namespaces of *spec*, and nothing that runs.
 
     It is PID 1 of a pid namespace of its own and sees a root that has nothing but the pod's
-    /dev/shm, so that it pins none of the host's file systems. *join*: ``("net",)``, of another.
+    /dev/shm, so that it pins none of the host's file systems.
+
+    Args:
+        join: ``("net",)``, or before it ``"user"``, of the process in slot ("pidfd", "join").
+        join_map: how that user namespace maps ids, see ``Build.id_map``.
     """
-    build = _start(spec, host, join)
+    build = _start(spec, host, join, join_map if "user" in join else "")
     _pass_joined(build)
     _add_joins(build)
     _add_clone(build)
