@@ -550,11 +550,11 @@ def compile_pause(
     /dev/shm, so that it pins none of the host's file systems.
 
     Args:
-        join: ``("net",)`` or ``("user",)``, of the process in slot ("pidfd", "join").
+        join: ``("net",)``, ``("user",)`` or both, of the process in slot ("pidfd", "join").
         join_map: how that user namespace maps ids, see ``Build.id_map``.
         sysctls: of its network, as ``("net/ipv4/ip_forward", "1")``.
     """
-    build = _start(spec, host, join, join_map)
+    build = _start(spec, host, join, join_map if "user" in join else "")
     build.sysctls = sysctls
     _pass_joined(build)
     _add_joins(build)

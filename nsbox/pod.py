@@ -255,6 +255,7 @@ class Pod(Plugged):
         spec = make_spec(["pause"], namespaces=kinds, user=uid, **self._pause_keywords,
                          profile="standard" if self._id_map == "range" else "strict")  # fmt: skip
         self._pause = launch_pause(spec, self.hostname)
+        self._id_map = self._pause.id_map  # that of whom it shares the network with, if it must
         nslist.boxes[self._pause.pid] = f"{self.name}/pause"
         watch.get().add(self._pause.fileno(), self._pause_news)
         self._note("SandboxCreated", message=f"pause runs as {self._pause.pid}")

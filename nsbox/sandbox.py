@@ -231,15 +231,18 @@ def launch(
 def launch_pause(spec: Spec, name: str) -> Process:
     """The pause process of the pod *name*, with the network of *spec*."""
     join: tuple[str, ...] = ()
+    join_map = ""
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
     network = lease = None
     if isinstance(spec.net, NetLabel):
         network = _network(spec.net)
         if spec.net.joined:
-            join, descriptors[JOIN], _ = network.joins()
+            join, descriptors[JOIN], join_map = network.joins()
         else:
             lease = functools.partial(network.lease, spec, name)
-    plan = compile_pause(spec, probe.host(), join)
+    plan = compile_pause(spec, probe.host(), join, join_map=join_map)
     if OWNER in plan.passed:
         descriptors[OWNER] = _owner(network)
-    return spawn(plan, descriptors, lease=lease)
+    process = spawn(plan, descriptors, lease=lease)
+    process.join_map = join_map
+    return process

@@ -79,8 +79,8 @@ class Sandbox:
         owner: the process that made it.
         launcher: the process that guards it.
         kind: ``"run"`` (PID 1 is nsbox-init), ``"container"`` (PID 1 is the command),
-            ``"exec"`` (one more process of another), ``"pause"`` (holds namespaces), or
-            ``"starting"``.
+            ``"exec"`` (one more process of another), ``"pause"`` (holds namespaces), ``"proxy"``
+            (serves ports of a network), or ``"starting"``.
         command: of the payload, by its own word.
         cgroups: controller, or "v2", -> directory.
         noted: what its owner wrote about it, for who wants to enter it, or to read its log.
@@ -244,7 +244,8 @@ def _describe(pid: int, table: dict[int, ProcStat]) -> tuple[str, tuple[str, ...
         payload = command_of(min(children)) if children else []
         return "run", tuple(payload)
     if args[:1] == ["nsbox-init"]:
-        return ("starting" if args[1:] == ["launcher"] else "pause"), tuple(args)
+        kind = {"launcher": "starting", "proxy": "proxy"}.get("".join(args[1:2]), "pause")
+        return kind, tuple(args)
     return "container", tuple(args)
 
 

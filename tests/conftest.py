@@ -166,14 +166,17 @@ def _drop_caches() -> None:
 def warm_up() -> str:
     """Start what nsbox keeps for its owner's life; "" or why that did not work.
 
-    That is the launcher with its registry entry, the watch thread with its descriptors, and the
-    file of id slots.
+    That is the launcher with its registry entry, the threads of watch and of later with their
+    descriptors, and the file of id slots.
     """
     try:
         nsbox: Any = importlib.import_module("nsbox")
         nsbox.run(["true"])
         watch: Any = importlib.import_module("nsbox.watch")
         watch.get()
+        later: Any = importlib.import_module("nsbox.later")
+        later.call(bool)
+        later.settle()
         if os.geteuid() == 0:
             registry: Any = importlib.import_module("nsbox.registry")
             registry.id_slots.give(registry.id_slots.take())
