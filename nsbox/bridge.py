@@ -103,7 +103,7 @@ class Bridge(links.Owned):
         isolated: bool = True,
         host_ports: Iterable[Any] = (),
         dns: Any = None,
-        mtu: int = 0,
+        mtu: int | None = None,
     ) -> None:
         super().__init__()
         self.name = links.new_name() if name is None else links.check_name(name, "name")
@@ -117,7 +117,7 @@ class Bridge(links.Owned):
             self.subnet6 = cast("IPv6Network", netspec.parse_subnet(subnet6, "subnet6", 6))
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), mtu
+        self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), links.check_mtu(mtu)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"
@@ -347,7 +347,8 @@ class Bridge(links.Owned):
         index, inside = links.new_index(), links.new_index()
         self._route.do(
             rtnl.veth_add(port, peer, peer_pid=pid, peer_index=inside, peer_mac=mac,
-                          index=index, up=True, master=self._index, mtu=self.mtu),
+                          index=index, up=True, master=self._index, mtu=self.mtu,
+                          group=netguard.PORTS),
             # Where br_netfilter is on, by a published port a sandbox comes back to itself.
             rtnl.link_set(index, alias=self._mark, hairpin=True),
         )  # fmt: skip

@@ -100,14 +100,24 @@ def _delete(links: list[tuple[Rtnl, str | int]]) -> None:
     by_route: dict[Rtnl, list[str | int]] = {}
     for route, link in links:
         by_route.setdefault(route, []).append(link)
+    failed: list[Exception] = []
     for route, doomed in by_route.items():
-        requests = [rtnl.link_set(link, group=_GROUP) for link in doomed]
-        for request in (*requests, rtnl.group_delete(_GROUP)):
-            try:
-                route.do(request)
-            except NetworkError as e:
-                if e.errno != errno.ENODEV:  # it went with its other end
-                    raise
+        try:
+            _delete_from(route, doomed)
+        except Exception as e:  # others' links go all the same
+            failed.append(e)
+    if failed:
+        raise failed[0]
+
+
+def _delete_from(route: Rtnl, doomed: list[str | int]) -> None:
+    requests = [rtnl.link_set(link, group=_GROUP) for link in doomed]
+    for request in (*requests, rtnl.group_delete(_GROUP)):
+        try:
+            route.do(request)
+        except NetworkError as e:
+            if e.errno != errno.ENODEV:  # it went with its other end
+                raise
 
 
 _later = Later()

@@ -20,8 +20,8 @@ from nsbox.nftrule import (
     by_port,
     drop,
     expression,
+    iifgroup,
     link_name,
-    port_in,
     protocol,
 )
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FAMILY = "bridge"
+#: The group (ip-link(8)) of the links that are looked at: the ports of all of nsbox's bridges.
+PORTS = 0x4E5350
 _NOBODY, _NOBODY6 = ipaddress.IPv4Address(0), ipaddress.IPv6Address(0)
-_PORTS, _MACS, _FOUR, _SIX = "ports", "macs", "four", "six"
+_MACS, _FOUR, _SIX = "macs", "four", "six"
 #: In the family bridge nothing says "IPv6" but ``protocol``; these are looked at behind that.
 _arp_ip = Selector("arp saddr ip", expression("payload", dreg=1, base=1, offset=14, len=4), 4)
 _ip6_saddr = Selector("ip6 saddr", expression("payload", dreg=1, base=1, offset=8, len=16), 16)
@@ -72,12 +74,11 @@ def guard_table(name: str, *, owner: bool = True) -> list[Message]:
     chain = "prerouting"
     return [
         table.add(owner=owner),
-        table.set(_PORTS, "ifname", 4),
         table.set(_MACS, "ifname . ether_addr", 1),
         table.set(_FOUR, "ifname . ipv4_addr", 2),
         table.set(_SIX, "ifname . ipv6_addr", 3),
         table.base_chain(chain, RAW),
-        rule(chain, port_in(_PORTS, known=False), accept),
+        rule(chain, iifgroup.isnt(PORTS), accept),
         rule(chain, by_port("ether saddr", _MACS, known=False), drop),
         rule(chain, protocol("arp"), by_port("arp saddr ether", _MACS, known=False), drop),
         rule(chain, protocol("arp"), by_port("arp saddr ip", _FOUR, known=True), accept),
@@ -96,7 +97,6 @@ def guarded(name: str, member: Member, *, delete: bool = False) -> Iterator[Mess
     """Let a port in, or *delete* it."""
     table, port = Table(name, _FAMILY), link_name(member.port)
     mac = bytes.fromhex(member.mac.replace(":", ""))
-    yield from table.elements(_PORTS, [(port, b"")], f'"{member.port}"', delete=delete)
     yield from _elements(table, _MACS, port, member, [(mac, member.mac)], delete)
     for which, version in ((_FOUR, 4), (_SIX, 6)):
         every = [one for one in (*member.addresses, member.link_local) if one.version == version]

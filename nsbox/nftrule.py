@@ -166,6 +166,7 @@ def _payload(base: int, offset: int, size: int) -> bytes:
     return expression("payload", dreg=_REG, base=base, offset=offset, len=size)
 
 
+iifgroup = Selector("meta iifgroup", _meta(21), 4, order=sys.byteorder)
 iifname = Selector("iifname", _meta(6), _IFNAMSIZ)
 oifname = Selector("oifname", _meta(7), _IFNAMSIZ)
 nfproto = Selector("meta nfproto", _meta(15), 1, names={"ipv4": 2, "ipv6": 10})
@@ -267,10 +268,3 @@ def by_port(source: str, name: str, *, known: bool) -> Statement:
         expression("lookup", set=name, sreg=_WORD, flags=int(not known)),
     ))  # fmt: skip
     return Statement(f"iifname . {source} {'' if known else '!= '}@{name}", code)
-
-
-def port_in(name: str, *, known: bool) -> Statement:
-    """Whether the link that it came in by is in the set *name*, or is not."""
-    lookup = expression("lookup", set=name, sreg=_WORD, flags=int(not known))
-    load = expression("meta", dreg=_WORD, key=6)
-    return Statement(f"iifname {'' if known else '!= '}@{name}", load + lookup)
