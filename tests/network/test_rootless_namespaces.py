@@ -32,12 +32,14 @@ def test_a_veth_pair_between_namespaces_of_one_user_namespace() -> None:
 
 @rootless()
 def test_namespaces_of_two_user_namespaces_have_no_link_and_the_error_says_how() -> None:
+    asks_for_both = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 13)
     with nsbox.Namespace.create("net") as a, nsbox.Namespace.create("net") as b:
-        with pytest.raises(nsbox.NetworkError, match=r"EPERM.*Namespace.create\(within=\)"):
-            nsbox.Veth.create("va", a, peer="vb", peer_netns=b)
         with pytest.raises(nsbox.NetworkError, match="EPERM"):
             nsbox.Veth.create("va", a, peer="vb")
-        assert "va" not in a.run(["ip", "link"], capture_output=True, text=True).stdout
+        if asks_for_both:
+            with pytest.raises(nsbox.NetworkError, match=r"EPERM.*Namespace.create\(within=\)"):
+                nsbox.Veth.create("va", a, peer="vb", peer_netns=b)
+            assert "va" not in a.run(["ip", "link"], capture_output=True, text=True).stdout
 
 
 @rootless()
