@@ -232,10 +232,10 @@ class Bridge(links.Owned):
         self._rules = self._place.rules()
         self._undo.callback(later.call, self._rules.close)
         self.transact(
-            [*netguard.guard_table(self.table), *netrules.network_table(
+            [*netguard.guard_table(self.table, self._index), *netrules.network_table(
                 self.table, self.name, subnet, gateway, self.subnet6, self.gateway6,
                 nat=self.nat, isolated=self.isolated, host_ports=host_ports,
-                uplink=self._place.uplink,
+                uplink=self._place.uplink, ports=self._index,
             )],
             "rules",
         )  # fmt: skip
@@ -345,10 +345,12 @@ class Bridge(links.Owned):
         # Ours to choose, so nobody has to ask for them; two, for a device that is "stacked" on its
         # own number waits up to a second until the kernel believes that it is up (linkwatch).
         index, inside = links.new_index(), links.new_index()
+        # Of this bridge alone, as its index is; without addresses there is no guard, and no group.
+        group = 0 if self.subnet is None else self._index
         self._route.do(
             rtnl.veth_add(port, peer, peer_pid=pid, peer_index=inside, peer_mac=mac,
                           index=index, up=True, master=self._index, mtu=self.mtu,
-                          group=netguard.PORTS),
+                          group=group),
             # Where br_netfilter is on, by a published port a sandbox comes back to itself.
             rtnl.link_set(index, alias=self._mark, hairpin=True),
         )  # fmt: skip

@@ -4,7 +4,11 @@
 A sandbox with CAP_NET_ADMIN or CAP_NET_RAW in its own network can give its link another address,
 or write frames by itself. So each port has the hardware address and the addresses that nsbox gave
 it, and whatever says something else goes no further: neither to others, whose tables it could
-poison, nor to the host.
+poison, nor to the host. Of the messages by which IPv6 finds neighbours and routers those that
+are about others go no further either.
+
+IPv6 advertisements in fragments are not looked into: Linux takes none (RFC 6980; its setting
+``suppress_frag_ndisc``).
 """
 
 from __future__ import annotations
@@ -19,26 +23,27 @@ from nsbox.nftrule import (
     accept,
     by_port,
     drop,
+    ether_type,
     expression,
     iifgroup,
+    l4proto,
     link_name,
-    protocol,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FAMILY = "bridge"
-#: The group (ip-link(8)) of the links that are looked at: the ports of all of nsbox's bridges.
-PORTS = 0x4E5350
 _NOBODY, _NOBODY6 = ipaddress.IPv4Address(0), ipaddress.IPv6Address(0)
 _MACS, _FOUR, _SIX = "macs", "four", "six"
-#: In the family bridge nothing says "IPv6" but ``protocol``; these are looked at behind that.
+#: In the family bridge nothing says "IPv6" but ``ether type``; these are looked at behind that.
 _arp_ip = Selector("arp saddr ip", expression("payload", dreg=1, base=1, offset=14, len=4), 4)
 _ip6_saddr = Selector("ip6 saddr", expression("payload", dreg=1, base=1, offset=8, len=16), 16)
-_next = Selector("ip6 nexthdr", expression("payload", dreg=1, base=1, offset=6, len=1), 1)
-_icmp6 = Selector("icmpv6 type", expression("payload", dreg=1, base=2, offset=0, len=1), 1)
-_ICMP6, _ADVERT = 58, 136
+_icmp6 = Selector(
+    "icmpv6 type", expression("payload", dreg=1, base=2, offset=0, len=1), 1,
+    names={"nd-router-advert": 134, "nd-neighbor-solicit": 135, "nd-neighbor-advert": 136,
+           "nd-redirect": 137},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,32 +68,46 @@ class Member:
         return ipaddress.IPv6Address(bytes.fromhex("fe80") + bytes(6) + ending)
 
 
-def guard_table(name: str, *, owner: bool = True) -> list[Message]:
+def guard_table(name: str, group: int, *, owner: bool = True) -> list[Message]:
     """A new table of the family bridge; ``guarded`` adds the ports that it is about.
 
-    Frames of others, and of the host itself, are not looked at. Of these ports all is dropped
-    that is neither IP nor ARP.
+    Frames of others, and of the host itself, are not looked at: links that people put on the
+    bridge by hand, and ports of other bridges. Of these ports all is dropped that is neither IP
+    nor ARP, and all that has a VLAN tag. What a bridge leaves to its host never gets here: see
+    *ports* of ``network_table``.
+
+    Args:
+        name: of the table.
+        group: of the links that are the network's ports, and of no others (ip-link(8)). One that
+            ``guarded`` does not know sends nothing.
     """
     table = Table(name, _FAMILY)
     rule = table.rule
     chain = "prerouting"
+    # By what the kernel finds behind extension headers, as who receives it does.
+    nd = (ether_type("ip6"), l4proto("ipv6-icmp"))
     return [
         table.add(owner=owner),
         table.set(_MACS, "ifname . ether_addr", 1),
         table.set(_FOUR, "ifname . ipv4_addr", 2),
         table.set(_SIX, "ifname . ipv6_addr", 3),
         table.base_chain(chain, RAW),
-        rule(chain, iifgroup.isnt(PORTS), accept),
+        rule(chain, iifgroup.isnt(group), accept),
         rule(chain, by_port("ether saddr", _MACS, known=False), drop),
-        rule(chain, protocol("arp"), by_port("arp saddr ether", _MACS, known=False), drop),
-        rule(chain, protocol("arp"), by_port("arp saddr ip", _FOUR, known=True), accept),
+        rule(chain, ether_type("arp"), by_port("arp saddr ether", _MACS, known=False), drop),
+        rule(chain, ether_type("arp"), by_port("arp saddr ip", _FOUR, known=True), accept),
         # Who asks whether an address is free says so by having none.
-        rule(chain, protocol("arp"), _arp_ip(_NOBODY), accept),
-        rule(chain, protocol("ip"), by_port("ip saddr", _FOUR, known=True), accept),
-        rule(chain, protocol("ip6"), _next(_ICMP6), _icmp6(_ADVERT),
+        rule(chain, ether_type("arp"), _arp_ip(_NOBODY), accept),
+        rule(chain, ether_type("ip"), by_port("ip saddr", _FOUR, known=True), accept),
+        rule(chain, *nd, _icmp6("nd-neighbor-advert"),
              by_port("nd target", _SIX, known=False), drop),
-        rule(chain, protocol("ip6"), by_port("ip6 saddr", _SIX, known=True), accept),
-        rule(chain, protocol("ip6"), _ip6_saddr(_NOBODY6), accept),
+        # No port leads to a router: who believed it would send it what is for the world.
+        *(rule(chain, *nd, _icmp6(kind), drop) for kind in ("nd-router-advert", "nd-redirect")),
+        rule(chain, ether_type("ip6"), by_port("ip6 saddr", _SIX, known=True), accept),
+        # To ask whether another's address is free takes it from whoever asks at the same time.
+        rule(chain, *nd, _ip6_saddr(_NOBODY6), _icmp6("nd-neighbor-solicit"),
+             by_port("nd target", _SIX, known=False), drop),
+        rule(chain, *nd, _ip6_saddr(_NOBODY6), accept),
         rule(chain, drop),
     ]  # fmt: skip
 

@@ -30,6 +30,7 @@ from nsbox.nftrule import (
     go_back,
     icmp_type,
     icmpv6_type,
+    iifgroup,
     iifname,
     ip6_daddr,
     ip6_saddr,
@@ -143,6 +144,7 @@ def network_table(
     host_ports: Iterable[HostPort] = (),
     publish: Sequence[Published] = (),
     uplink: str = "",
+    ports: int | None = None,
     owner: bool = True,
 ) -> list[Message]:
     """A new table for one network.
@@ -158,6 +160,8 @@ def network_table(
         host_ports: what the network may reach of the host; else it gets answers, and pings.
         publish: the first ones; ``published`` adds and deletes others later.
         uplink: the link that is there for the networks with *nat*, and closed to others.
+        ports: the group of the links that are the bridge's ports (ip-link(8)): what does not come
+            by the bridge itself is dropped.
         owner: whether the table goes with the socket that makes it (Linux 5.12).
 
     Raises:
@@ -177,6 +181,9 @@ def network_table(
         *_nat(table, bridge, subnets, masked=nat),
         # Before conntrack and dnat: a packet that lies leaves no trace.
         table.base_chain("prerouting", RAW, name="guard"),
+        # A bridge leaves frames to 01:80:c2:00:00:0X to its host, as if they came by the port; of
+        # those to 0e its own hooks are not told. No rule about the bridge would meet them.
+        *(() if ports is None else (rule("guard", iifgroup(ports), drop),)),
         rule("guard", iifname.isnt(bridge), accept),
         # With route_localnet, which published ports need, these would reach 127.0.0.1 of the host.
         rule("guard", ip_daddr(_LOOPBACK), drop),

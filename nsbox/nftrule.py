@@ -40,7 +40,7 @@ EXPRESSIONS: Mapping[str, Mapping[str, tuple[int, Callable[[int, Any], bytes]]]]
 }  # fmt: skip
 
 _EQ, _NEQ, _LTE, _GTE = 0, 1, 3, 5  # NFT_CMP_*
-_NETWORK, _TRANSPORT = 1, 2  # NFT_PAYLOAD_*_HEADER
+_LINK, _NETWORK, _TRANSPORT = 0, 1, 2  # NFT_PAYLOAD_*_HEADER: NFT_PAYLOAD_LL_HEADER is the first
 _META_L4PROTO = 16
 #: The first register of 16 bytes, and the first of 4 bytes, which begins it: NFT_REG32_00.
 _REG, _WORD = 1, 8
@@ -172,8 +172,9 @@ oifname = Selector("oifname", _meta(7), _IFNAMSIZ)
 nfproto = Selector("meta nfproto", _meta(15), 1, names={"ipv4": 2, "ipv6": 10})
 l4proto = Selector("meta l4proto", _meta(_META_L4PROTO), 1,
                    names={"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58})  # fmt: skip
-protocol = Selector("meta protocol", _meta(1), 2,
-                    names={"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD})  # fmt: skip
+#: Of a tagged frame that of the tag, though the kernel has taken it off; unlike meta protocol.
+ether_type = Selector("ether type", _payload(_LINK, 12, 2), 2,
+                      names={"ip": 0x0800, "arp": 0x0806, "ip6": 0x86DD})  # fmt: skip
 _IS4, _IS6 = (nfproto(name).code for name in nfproto.names)
 _ICMP, _TCP, _UDP, _ICMP6 = (l4proto(name).code for name in l4proto.names)
 
@@ -248,9 +249,9 @@ def dnat_by(name: str, daddr: Selector, *, keyed: bool) -> Statement:
 
 
 #: What of a frame is compared together with the port that it came in by: its source, or what it
-#: says of itself. Of the family bridge, where ``meta protocol`` tells one from the other.
+#: says of itself. Of the family bridge, where ``ether type`` tells one from the other.
 _SOURCES = {
-    "ether saddr": (0, 6, 6),
+    "ether saddr": (_LINK, 6, 6),
     "arp saddr ether": (_NETWORK, 8, 6),
     "arp saddr ip": (_NETWORK, 14, 4),
     "ip saddr": (_NETWORK, 12, 4),

@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
 
 import pytest
-from network.world import SUBNET, SUBNET6, elsewhere, idle, output, pings, world
+from network import frames
+from network.world import NEVER_S, SUBNET, SUBNET6, elsewhere, idle, output, pings, world
+from support import scaled
 
 import nsbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 POWERS = {"profile": "standard", "user": 0, "capabilities": ["NET_ADMIN", "NET_RAW"]}
 
@@ -90,28 +98,124 @@ def test_another_hardware_address_brings_nothing() -> None:
         assert pings(a, b.ip)
 
 
-@elsewhere
-def test_frames_that_are_neither_ip_nor_arp_go_no_further() -> None:
-    """Tagged ones and others: what the host's bridge would make of them is not to be found out."""
-    send = (
-        "import socket, sys; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0); "
-        "s.bind(('eth0', 0)); mac = bytes.fromhex(sys.argv[1]); "
-        "s.send(b'\\xff' * 6 + mac + b'\\x88\\xb5' + b'hello' * 12)"
+_SEND = """
+import socket, sys
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+link.bind(("eth0", 0))
+for line in sys.stdin:
+    link.send(bytes.fromhex(line))
+"""
+#: All frames that come, until one that ends so.
+_HEAR = """
+import socket, sys
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+link.bind(("eth0", 3))
+link.settimeout(float(sys.argv[1]))
+print("up", flush=True)
+heard = b""
+while not heard.endswith(b"end"):
+    heard = link.recv(2000)
+    print(heard.hex(), flush=True)
+"""
+
+
+def _send(box: nsbox.Container, *made: bytes) -> None:
+    lines = "\n".join(frame.hex() for frame in made)
+    box.exec(["python3", "-c", _SEND], input=lines, text=True, check=True)
+
+
+def _heard(source: nsbox.Container, target: nsbox.Container, made: dict[str, bytes]) -> set[str]:
+    """Which of the frames reach *target*."""
+    command = ["python3", "-c", _HEAR, str(scaled(5))]
+    with target.popen(command, stdout=nsbox.PIPE, stderr=nsbox.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        _send(source, *made.values())
+        came = {bytes.fromhex(line) for line in process.stdout.read().split()}
+    return {name for name, frame in made.items() if frames.untagged(frame) in came}
+
+
+def _peer(box: nsbox.Container, number: int) -> frames.Peer:
+    mac = bytes.fromhex(box._lease().mac.replace(":", ""))
+    return frames.Peer(
+        mac,
+        IPv4Address(f"10.77.0.{number}"),
+        nsbox.netspec.parse_subnet(SUBNET6, "", 6).network_address + number,
     )
+
+
+@contextlib.contextmanager
+def _three(net: nsbox.Bridge) -> Iterator[tuple[nsbox.Container, dict[str, tuple[bool, bytes]]]]:
+    """One that lies, one that hears it; the third is whom the lies are about."""
+    with idle("a", net, **POWERS) as a, idle("b", net) as b, idle("c", net, **POWERS) as c:
+        yield a, c, frames.frames(_peer(a, 2), _peer(b, 3))
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_of_all_that_a_port_says_what_is_true_goes_on() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net, _three(net) as (a, c, said):
+        assert [str(a.ip), str(a.ip6)] == ["10.77.0.2", "fd00:77::2"]
+        heard = _heard(a, c, {name: frame for name, (_, frame) in said.items()})
+    assert sorted(heard) == sorted(name for name, (true, _) in said.items() if true)
+
+
+@elsewhere
+def test_where_nobody_has_an_address_all_of_it_does() -> None:
+    """The twin: it is the table that drops it. And another network's table is not about it."""
+    with nsbox.Network(subnet="10.78.0.0/24"), nsbox.Bridge("nsb0") as net:
+        with _three(net) as (a, c, said):
+            heard = _heard(a, c, {name: frame for name, (_, frame) in said.items()})
+    assert sorted(heard) == sorted(said)
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_two_networks_do_not_mind_each_other() -> None:
     with (
-        nsbox.Network("nsb0", subnet=SUBNET) as net,
-        idle("a", net, **POWERS) as a,
-        idle("b", net, **POWERS) as b,
-    ):
-        hear = (
-            "import socket, sys; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, "
-            "socket.htons(0x88b5)); s.bind(('eth0', 0x88b5)); s.settimeout(1); "
-            "print('up', flush=True); print(s.recv(100)[14:19])"
-        )
-        with b.popen(["python3", "-c", hear], stdout=nsbox.PIPE, stderr=nsbox.PIPE, text=True) as p:
-            assert p.stdout.readline() == "up\n"
-            a.exec(["python3", "-c", send, a._lease().mac.replace(":", "")], check=True)
-            assert "hello" not in p.stdout.read()
+        nsbox.Network("nsb0", subnet=SUBNET) as one,
+        nsbox.Network("nsb1", subnet="10.78.0.0/24") as two,
+        idle("a", one) as a, idle("b", one) as b, idle("c", two) as c, idle("d", two) as d,
+    ):  # fmt: skip
+        assert pings(a, b.ip) and pings(c, d.ip)  # noqa: PT018
+        assert pings(a, one.gateway) and pings(c, two.gateway)  # noqa: PT018
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("lies", [True, False])
+@elsewhere
+def test_what_bridges_pass_to_their_host_alone_does_not_reach_it(lies: bool) -> None:
+    """Frames to 01:80:c2:00:00:0X come to the host from the port, not from the bridge, and so past
+    every rule about the bridge. The twin is let in: it is the rule that drops them."""
+    net = nsbox.Network("nsb0", subnet=SUBNET) if lies else nsbox.Bridge("nsb0")
+    with net, idle("a", net, **POWERS) as a, world.host.inside():
+        if not lies:
+            world.host.ip("addr add 10.77.0.1/24 dev nsb0")
+        own = _peer(a, 2)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+            server.bind(("", frames.PORT))
+            server.settimeout(NEVER_S if lies else scaled(5))
+            for last in (2, 3, 14, 15):
+                for source in (own.ip, own.ip + 1):
+                    packet = frames.ip4(source, IPv4Address("10.77.0.1"), b"lie")
+                    target = bytes.fromhex("0180c20000") + bytes((last,))
+                    _send(a, target + own.mac + frames.IP4 + packet)
+            if lies:
+                with pytest.raises(TimeoutError):
+                    server.recv(9)
+            else:
+                assert server.recv(9) == b"lie"
+
+
+@elsewhere
+def test_nobody_becomes_its_neighbours_router() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net:
+        with idle("a", net, **POWERS) as a, idle("c", net) as c:
+            before = output(c, "ip", "-6", "route")
+            own = _peer(a, 2)
+            advert = frames.icmp6(own.link_local, frames.NODES, frames.router(own.mac))
+            _send(a, frames.BROADCAST + own.mac + frames.IP6 + advert)
+            assert pings(a, c.ip6), "what came before has been seen"
+            assert output(c, "ip", "-6", "route") == before
 
 
 @elsewhere

@@ -59,6 +59,8 @@ def test_the_table_goes_with_its_owner_unless_not_asked() -> None:
                      {"add rule input ip daddr 10.77.0.1 tcp dport 22 accept",
                       "add rule input ip daddr 10.77.0.1 udp dport 53 accept"}, set(),
                      id="ports of the host"),
+        pytest.param({"ports": 77}, {"add rule guard meta iifgroup 77 drop"}, set(),
+                     id="ports of the bridge"),
         pytest.param({"publish": [Published(A, 80, 8080), Published(A6, 1, 9001, "udp", 9)]},
                      {"add element any4 { tcp . 8080 : 10.77.0.2 . 80 }",
                       "add element any6 { udp . 9001-9009 : fd77::2 . 1-9 }"}, set(),

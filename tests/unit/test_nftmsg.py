@@ -55,6 +55,7 @@ def _expected() -> dict[str, int]:
         "NLA_TYPE_MASK & 0xffff": nftmsg._TYPE_MASK, "IFNAMSIZ": nftrule._IFNAMSIZ,
         "NFT_CMP_EQ": nftrule._EQ, "NFT_CMP_NEQ": nftrule._NEQ, "NFT_CMP_LTE": nftrule._LTE,
         "NFT_CMP_GTE": nftrule._GTE, "NFT_PAYLOAD_NETWORK_HEADER": nftrule._NETWORK,
+        "NFT_PAYLOAD_LL_HEADER": nftrule._LINK,
         "NFT_PAYLOAD_TRANSPORT_HEADER": nftrule._TRANSPORT, "NFT_REG_1": nftrule._REG,
         "NFT_REG32_00": nftrule._WORD, "NFT_META_L4PROTO": nftrule._META_L4PROTO,
         "NFTA_FIB_F_DADDR": nftrule._FIB_DADDR, "NFT_FIB_RESULT_ADDRTYPE": nftrule._FIB_ADDRTYPE,
