@@ -156,6 +156,8 @@ def test_the_program_sees_neither_processes_nor_files_of_the_caller() -> None:
 @rootless("pasta")
 def test_an_ipv4_address_in_an_ipv6_packet_does_not_lead_to_the_host_s_loopback() -> None:
     """No connect(2) makes such a packet, but CAP_NET_RAW can; the program would connect to it."""
+    from nsbox import nft, nftmsg
+
     send = """
 import socket, struct, sys
 mine, gateway, source, target = sys.argv[1:]

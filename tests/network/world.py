@@ -107,7 +107,7 @@ def ask(who, proto, address, port, data=\"x\"):
     if done.returncode:
         raise ConnectionError(done.stderr.splitlines()[-1])
     return done.stdout
-from nsbox import later, nft, nftmsg, registry, sandboxes, shared
+from nsbox import later, registry, sandboxes, shared
 def launcher():
     "Of the one owner here that runs."
     return registry.owners()[0].launcher
