@@ -37,10 +37,10 @@ for group in "$@"; do
         require util-linux has_command setpriv
         want uidmap has_command newuidmap
         want iproute2 has_command ip
-        want passt has_command pasta # these lead out of an ordinary user's networks
-        want slirp4netns has_command slirp4netns
         want procps has_command ps
         want busybox-static has_package busybox-static # the root file systems of the tests
+        want passt has_command pasta # these lead out of an ordinary user's networks
+        want slirp4netns has_command slirp4netns
         ;;
     fuzz) # libFuzzer, with the sanitizers
         require clang has_command clang
