@@ -244,7 +244,7 @@ class Bridge(links.Owned):
         conf = hostsfile.resolv_conf("Default", self._dns)
         path = f"{directory()}/{launcher.current().entry.name()}-resolv"
         with open(path, "x") as file:
-            self._undo.callback(os.unlink, path)
+            self._undo.callback(hostsfile.remove, path)
             os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
             file.write(conf.text)
         self._files = ((self.hosts.path, _HOSTS), (path, _RESOLV))
