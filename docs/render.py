@@ -48,8 +48,8 @@ _told: set[str] = set()
 
 
 def lacking(need: str) -> str:
-    """Why examples that need a ``"cgroup"`` with limits, the ids of ``"subuid"``, or ``"root"``,
-    cannot run here, or "".
+    """Why examples that need a ``"cgroup"`` with limits, the ids of ``"subuid"``, ``"root"``, or
+    an ordinary ``"user"``, cannot run here, or "".
 
     Said once; an error where NSBOX_REQUIRE names the need, as with the marks of the tests.
     """
@@ -60,6 +60,7 @@ def lacking(need: str) -> str:
         "cgroup": (bool(host.controllers), "no cgroup here can be written"),
         "subuid": (host.maps_ids or host.subids, "only one id can be mapped"),
         "root": (host.attaches_bpf, "the caller is not root of this host"),
+        "user": (not host.privileged, "the caller is root"),
     }[need]
     missing = "" if there else why
     if missing and need in required.split(","):

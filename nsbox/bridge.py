@@ -259,7 +259,7 @@ class Bridge(links.Owned):
             if dns not in self._resolvers:
                 path = f"{directory()}/{launcher.current().entry.name()}-resolv"
                 with open(path, "x") as file:
-                    self._undo.callback(os.unlink, path)
+                    self._undo.callback(hostsfile.remove, path)
                     os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
                     file.write(hostsfile.resolv_conf("Default", dns).text)
                 self._resolvers[dns] = path

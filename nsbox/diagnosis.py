@@ -65,8 +65,8 @@ NEEDED_FOR: dict[str, str] = {
     "pidfd namespaces": "quicker ends of sandboxes",
     "veth": "networks between sandboxes",
     "nft": "networks with address translation",
-    "user-mode network": "a network for sandboxes without root",
-    "tun device": "a network for sandboxes without root",
+    "user-mode network": "networks of an ordinary user that lead out: nat=True",
+    "tun device": "networks of an ordinary user that lead out: nat=True",
     "kvm device": "virtual machines beside sandboxes",
     "executable /tmp": "programs that are bound or run from there",
     "executable /dev/shm": "programs that are bound or run from there",
@@ -257,14 +257,23 @@ def _executable(directory: str) -> Found:
 
 
 def _user_mode_network() -> Found:
-    for name in ("pasta", "slirp4netns"):
-        program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
-        if program:
-            said = subprocess.run([program, "--version"], stdin=subprocess.DEVNULL,
-                                  capture_output=True, text=True, check=False)  # fmt: skip
-            if said.returncode == 0:
-                return Found(True, detail=said.stdout.splitlines()[0] if said.stdout else program)
-    return Found(False, detail="neither pasta nor slirp4netns is installed")
+    """Of an ordinary user: a router is made, and a way out of it. Root has no need of it."""
+    try:
+        from nsbox import egress, router
+
+        program = egress.installed()
+        if program is None:
+            return Found(False, detail="neither pasta nor slirp4netns is installed")
+        said = subprocess.run([program, "--version"], stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        place = router.place()
+        try:
+            place.lead_out()
+        finally:
+            place.release()
+    except (NsboxError, OSError, ImportError) as e:
+        return Found(False, detail=str(e))
+    return Found(True, detail=said.stdout.splitlines()[0] if said.stdout else program)
 
 
 def _run(profile: str) -> tuple[Found, str]:
@@ -371,7 +380,7 @@ _FIXES = {
     "open files": "raise the hard limit: ulimit -Hn, LimitNOFILE= of systemd",
     "device nodes": "bind the host's /dev/NAME here, or mknod as root",
     "user-mode network": "apt-get install passt, or slirp4netns",
-    "tun device": "modprobe tun; docker run --device /dev/net/tun",
+    "tun device": "modprobe tun; chmod 666 /dev/net/tun; docker run --device /dev/net/tun",
     "kvm device": "modprobe kvm_intel or kvm_amd, and be in the group kvm",
     "executable /tmp": "mount -o remount,exec /tmp",
     "executable /dev/shm": "mount -o remount,exec /dev/shm",

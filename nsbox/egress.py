@@ -43,7 +43,7 @@ _CAPABILITIES = ("SYS_ADMIN", "NET_ADMIN", "SETPCAP")
 _PATIENCE_S = 10.0
 _PATIENCE6_S = 0.5
 _POLL_S = 0.002
-_MOST_SAID = 4096
+_MOST_SAID, _MOST_LINES = 4096, 3
 _IFADDR_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _FIX = "apt-get install passt, or slirp4netns"
 
@@ -151,8 +151,8 @@ class Egress:
             ended = self._process.wait(_POLL_S)
             if ended is not None or time.monotonic() > deadline:
                 how = "gave no way out" if ended is None else f"ended ({ended.returncode})"
-                said = self._output().strip().splitlines()
-                raise Unavailable("nat", f"{self.name} {how}: {'; '.join(said) or 'no reason'}",
+                said = "; ".join(self._output().strip().splitlines()[:_MOST_LINES])
+                raise Unavailable("nat", f"{self.name} {how}: {said or 'no reason'}",
                                   alternatives=("nat=False",))  # fmt: skip
         deadline = time.monotonic() + _PATIENCE6_S
         both = self.name == "pasta" and 6 in _ways_out(self._host)

@@ -136,10 +136,7 @@ class HostsFile:
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
-                try:
-                    os.unlink(self.path)
-                except FileNotFoundError:  # its launcher was killed, and gc() was here
-                    pass
+                remove(self.path)
 
     def __enter__(self) -> HostsFile:
         return self
@@ -155,6 +152,14 @@ class HostsFile:
     def __repr__(self) -> str:
         state = f"{len(self._members)} members" if self._fd >= 0 else "closed"
         return f"<nsbox.hostsfile.HostsFile {self.path} {state}>"
+
+
+def remove(path: str) -> None:
+    """A file of the registry directory, unless its launcher was killed, and gc() was here."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def _write(fd: int, data: bytes, where: int) -> None:

@@ -60,6 +60,8 @@ _LOOPBACK, _LOOPBACK6 = IPv4Network("127.0.0.0/8"), IPv6Address("::1")
 _LINK_LOCAL, _LINK_LOCAL6 = IPv4Network("169.254.0.0/16"), IPv6Network("fe80::/10")
 #: Where a cloud's metadata, with its credentials, is beside 169.254.169.254.
 _METADATA6 = IPv6Network("fd00:ec2::254/128")
+#: Has ::ffff:127.0.0.1, to which connect(2) means 127.0.0.1.
+_WITH_IPV4 = IPv6Network("::/80")
 _DNS = 53
 _DPORTS: Mapping[str, Selector] = {"tcp": tcp_dport, "udp": udp_dport}
 
@@ -276,6 +278,7 @@ def host_table(name: str, uplink: str, addresses: Iterable[Address]) -> list[Mes
     return [
         table.add(owner=True),
         table.base_chain("forward", FILTER),
+        table.rule("forward", oifname(uplink), ip6_daddr(_WITH_IPV4), reject),
         *(table.rule("forward", oifname(uplink), _to(address), reject) for address in addresses),
     ]
 

@@ -40,6 +40,8 @@ for group in "$@"; do
         want nftables has_command nft # a witness of the tests
         want procps has_command ps
         want busybox-static has_package busybox-static # the root file systems of the tests
+        want passt has_command pasta # these lead out of an ordinary user's networks
+        want slirp4netns has_command slirp4netns
         ;;
     fuzz) # libFuzzer, with the sanitizers
         require clang has_command clang

@@ -151,3 +151,54 @@ def test_the_program_sees_neither_processes_nor_files_of_the_caller() -> None:
         assert os.path.isdir(f"{root}/usr/bin")
         assert not os.path.exists(f"{root}{Path.cwd()}/secret")
         inside.close()
+
+
+@rootless("pasta")
+def test_an_ipv4_address_in_an_ipv6_packet_does_not_lead_to_the_host_s_loopback() -> None:
+    """No connect(2) makes such a packet, but CAP_NET_RAW can; the program would connect to it."""
+    from nsbox import nft, nftmsg
+
+    send = """
+import socket, struct, sys
+mine, gateway, source, target = sys.argv[1:]
+def mac(text):
+    return bytes.fromhex(text.replace(":", ""))
+ends = socket.inet_pton(10, source) + socket.inet_pton(10, target)
+def sent(protocol, body, at):
+    whole = ends + struct.pack(">II", len(body), protocol) + body
+    total = sum(struct.unpack(f">{len(whole) // 2}H", whole))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:at] + struct.pack(">H", ~total & 0xFFFF) + body[at + 2:]
+    packet = struct.pack(">IHBB", 6 << 28, len(body), protocol, 64) + ends + body
+    link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+    link.bind(("eth0", 0))
+    link.send(mac(gateway) + mac(mine) + b"\\x86\\xdd" + packet)
+sent(17, struct.pack(">HHHH", 5555, 9000, 8 + 4, 0) + b"evil", 6)
+sent(6, struct.pack(">HHIIHHHH", 5556, 9000, 1, 0, 5 << 12 | 2, 65535, 0, 0), 16)
+"""
+    with (
+        nsbox.Network(subnet="10.77.0.0/24", subnet6="fd00:77::/64") as n,
+        nsbox.Container(["sleep", "99"], net=n, capabilities=["NET_RAW"]) as c,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+        socket.create_server(("127.0.0.1", 9000)) as streams,
+        socket.create_server((HOST6, 9000), family=socket.AF_INET6) as six,
+    ):
+        datagrams.bind(("127.0.0.1", 9000))
+        args = ["python3", "-c", send, c.eth0.mac, n.link.mac, str(c.ip6)]
+
+        def arrives(target):
+            c.exec([*args, target], check=True)
+            found, _, _ = select.select([datagrams, streams, six], [], [], 1)
+            for one in found:
+                one.recv(9) if one is datagrams else one.accept()[0].close()
+            return [
+                ("datagrams", "streams", "six")[(datagrams, streams, six).index(x)] for x in found
+            ]
+
+        assert arrives("::ffff:127.0.0.1") == []
+        assert arrives(HOST6) == []
+        rules = nftmsg.Table(n._place._egress._table).delete()
+        nft.transact(n._place._egress._rules, [rules])
+        assert arrives(HOST6) == ["six"], "without the rules it gets there"
+        assert "streams" in arrives("::ffff:127.0.0.1"), "and this, too"

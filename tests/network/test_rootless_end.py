@@ -64,6 +64,10 @@ def test_a_network_that_was_lost_with_its_launcher_says_so() -> None:
         os.kill(launcher(), signal.SIGKILL)
         with pytest.raises(nsbox.StateError, match="lost with its launcher"):
             poll_until(lambda: nsbox.run(["true"], net=n) and False, 3)
+        assert nsbox.run(["true"]).ok, "by another launcher"
+        for name in os.listdir(registry.directory()):
+            if name.endswith(("-resolv", "-hosts")):  # gc() may have been here
+                Path(registry.directory(), name).unlink()
     with nsbox.Network(nat=False) as n:
         assert nsbox.run(["true"], net=n).returncode == 0
 
@@ -89,3 +93,27 @@ def test_a_network_that_cannot_be_made_leaves_nothing() -> None:
         running = mine()
     held.close()
     assert gone(running - {launcher()})
+
+
+@rootless()
+def test_whatever_step_of_a_sandbox_fails_leaves_nothing_in_the_network() -> None:
+    from nsbox import probe, sandbox, streams
+    from nsbox.process import Injection
+
+    def attempt(spec, step):
+        sandbox.launch(spec, streams.connect(None, None, None), inject=Injection(step)).close()
+
+    with nsbox.Network(nat=False) as n:
+        for keywords in ({}, {"profile": "none", "publish": ["8080:80"]}):
+            spec = sandbox.build_spec(["/bin/true"], {"net": n, **keywords})
+            steps = sandbox.plan_for(n.furnish(spec), probe.host()).steps
+            assert [one.name for one in steps].index("id-map") > 0
+            before = mine()
+            for number, step in enumerate(steps):
+                with pytest.raises(nsbox.SetupError) as raised:
+                    attempt(spec, number)
+                found = raised.value.step, raised.value.errno
+                assert found == (number, errno.EIO), (step, found)
+                assert not n.leases, step
+            assert gone(mine() - before)
+            assert nsbox.run(["/bin/true"], net=n, **keywords).ok
