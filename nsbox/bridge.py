@@ -212,7 +212,8 @@ class Bridge(links.Owned):
             rtnl.link_add("bridge", self.name, index=self._index, mtu=self.mtu, mac=mac),
             rtnl.link_set(self._index, alias=self._mark),
         )
-        self._undo.callback(self._delete_link)
+        # Not a method of ours: one that is forgotten has to end before its parts do.
+        self._undo.callback(links.Interface(self._route, self.name).delete)
         self._route.do(
             rtnl.link_set(self._index, up=True),
             *(rtnl.address_add(self._index, links.interface(gateway, subnet))
@@ -264,9 +265,6 @@ class Bridge(links.Owned):
                     file.write(hostsfile.resolv_conf("Default", dns).text)
                 self._resolvers[dns] = path
             return self._resolvers[dns]
-
-    def _delete_link(self) -> None:
-        links.Interface(self._route, self.name).delete()
 
     def _delete(self) -> None:
         self._undo.close()

@@ -7,6 +7,7 @@ import gc
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
 
@@ -147,6 +148,25 @@ def test_a_name_that_is_taken_is_refused_and_its_owner_untouched() -> None:
     with nsbox.Network("nsb1", subnet=SUBNET) as net, idle("a", net) as a:
         assert pings(a, GATEWAY)
     world.host.ip("link del nsb0")
+
+
+@elsewhere
+def test_one_that_is_forgotten_is_warned_about_and_taken_away() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        nsbox.Network("nsb0", subnet=SUBNET)  # never started: nothing to say
+        gc.collect()
+        assert caught == []
+        net = nsbox.Network("nsb0", subnet=SUBNET).start()
+        assert "nsb0" in links()
+        del net
+        gc.collect()
+    assert "<nsbox.Network 'nsb0' 10.77.0.0/24> was not closed" in [
+        str(one.message) for one in caught
+    ]
+    assert "nsb0" not in links()
+    assert later.settle(scaled(5))
+    assert tables() == []
 
 
 @elsewhere
