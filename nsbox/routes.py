@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _NET = "/proc/thread-self/net"
 #: A route that is as wide as this is a default route, or half of one as VPNs make them.
 _DEFAULT_LIKE = 8
+#: linux/ipv6_route.h. A router has one beside each of its subnets, but the kernel can keep that
+#: until the link goes: forwarding that is switched on during a link's DAD joins it twice.
+_RTF_ANYCAST = 0x100000
 
 
 class Taken(NamedTuple):
@@ -86,6 +89,8 @@ def _routes6() -> list[tuple[Subnet, str]]:
     found: list[tuple[Subnet, str]] = []
     for line in path.read_text().splitlines():
         words = line.split()
+        if int(words[8], 16) & _RTF_ANYCAST:
+            continue
         subnet = ipaddress.IPv6Network((int(words[0], 16), int(words[1], 16)))
         found.append((subnet, words[9]))
     return found
