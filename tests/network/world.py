@@ -95,10 +95,26 @@ def main() -> None:
     before = world.look()
     body(**json.loads(parameters))
     assert later.settle(scaled(10)), "deletions are under way"
-    after = world.look()
-    assert after == before, "\n".join(f"{what}:\n{before[what]}\n{after[what]}" for what in before
-                                      if before[what] != after[what])  # fmt: skip
+    assert not (left := difference(before, world.look())), "\n".join(left)
     faulthandler.cancel_dump_traceback_later()
+
+
+def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What is not as before, line by line."""
+    found = []
+    for what in before:
+        one, other = (set(_lines(seen[what])) for seen in (before, after))
+        found += [f"{what}: no more: {line}" for line in sorted(one - other)]
+        found += [f"{what}: now: {line}" for line in sorted(other - one)]
+        if before[what] != after[what] and one == other:
+            found.append(f"{what}: in another order")
+    return found
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name} {what}" for name, what in value.items()]
+    return value.splitlines() if isinstance(value, str) else list(map(str, value))
 
 
 # -- namespaces -------------------------------------------------------------------------------
