@@ -386,8 +386,9 @@ class Owned:
 class Veth(Owned):
     """Two ends of a cable, each in the network namespace where it belongs.
 
-    A context manager; ``close()`` deletes both ends. So does the end of one of the namespaces, and
-    of this program, however it ends, when an end is in its network namespace.
+    A context manager; ``close()`` deletes both ends. So does the end of this program, however it
+    ends, when an end is in its network namespace. A network namespace stays as long as an open
+    ``Veth`` has an end in it.
 
     Attributes:
         link, peer: the ends, each an ``Interface``.

@@ -36,7 +36,7 @@ class Publish:
     """Ports of a container that are reached by ports of the host.
 
     Attributes:
-        address: of the host, where they are; None for all.
+        address: of the host, where they are; None for all of IPv4.
         host_port: the first on the host; 0 where nsbox chooses each.
         port: the first in the container.
         count: how many, side by side.
