@@ -38,6 +38,7 @@ for group in "$@"; do
         want uidmap has_command newuidmap
         want iproute2 has_command ip
         want nftables has_command nft # a witness of the tests
+        want iputils-ping has_command ping
         want procps has_command ps
         want busybox-static has_package busybox-static # the root file systems of the tests
         want passt has_command pasta # these lead out of an ordinary user's networks
