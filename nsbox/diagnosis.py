@@ -328,7 +328,10 @@ class Prober:
 
 def _id_ranges() -> tuple[dict[str, Any], Found, str]:
     """Arguments for the prober's check; or why it cannot succeed, and the fix."""
-    from nsbox import probe
+    try:
+        from nsbox import probe
+    except ImportError as e:
+        return {}, Found(False, detail=f"could not be tried: {e}"), ""
 
     ranges: dict[str, Any] = {}
     missing, absent = [], []
