@@ -21,7 +21,7 @@ from cases import load_nsbox
 from drivers import LineProcess, SampleFailed
 from measure import Result, interleave
 
-from build import build
+from compiled import build
 
 if TYPE_CHECKING:
     import random

@@ -16,7 +16,7 @@ from cases import Case
 from drivers import SampleFailed
 from measure import Result, interleave
 
-from build import build
+from compiled import build
 
 if TYPE_CHECKING:
     import argparse

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from build import build
+from compiled import build
 from drivers import LineProcess, SampleFailed, last_line
 from facts import namespace_problem, parse
 from peers import EVERY, LIMITS, Peer, start_spawner

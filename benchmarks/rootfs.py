@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build import build
+from compiled import build
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

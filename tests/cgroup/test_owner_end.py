@@ -33,7 +33,7 @@ child = subprocess.Popen(["sh", "-c", "read x; " + payload], stdin=subprocess.PI
 group.add(child.pid)
 child.stdin.write(b"\\n"); child.stdin.flush()
 if how == "hidden child":
-    for directory in group.directories.values():
+    for directory in set(group.directories.values()):
         os.mkdir(f"{directory}/.hidden")
 elif how != "running":
     group.freeze()
