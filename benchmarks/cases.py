@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -124,6 +124,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@lru_cache
 def wishes(nsbox: ModuleType, root: Path, case: str) -> dict[str, Any]:
     """Keywords of ``nsbox.run`` that ask for what the floors do, and nothing more, or *case*."""
     keywords = {
@@ -141,8 +142,9 @@ def wishes(nsbox: ModuleType, root: Path, case: str) -> dict[str, Any]:
 
 def spawn_nsbox(nsbox: ModuleType, root: Path, case: str) -> int:
     """One ``nsbox.run`` of busybox true, all of the call timed; elapsed ns."""
+    keywords = wishes(nsbox, root, case)
     start = perf_counter_ns()
-    done = nsbox.run([BUSYBOX_TRUE], **wishes(nsbox, root, case))
+    done = nsbox.run([BUSYBOX_TRUE], **keywords)
     elapsed = perf_counter_ns() - start
     if done.returncode != 0:
         raise SampleFailed(f"return code {done.returncode} ({done.reason})")

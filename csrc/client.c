@@ -123,17 +123,21 @@ static int plan_memfd(const void *plan, size_t size)
 	return fd;
 }
 
-static int send_request(int control, const struct nsb_request *request, const int *fds,
+/* A struct nsb_request, whose text is where it is. */
+static int send_request(int control, uint32_t kind, const void *text, size_t size, const int *fds,
 			unsigned int nfds)
 {
 	union {
 		char space[CMSG_SPACE(sizeof(int) * (NSB_MAX_PASSED + 2))];
 		struct cmsghdr align;
 	} cmsg;
-	struct iovec iov = { (void *)(uintptr_t)request, 8 + request->size };
-	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	uint32_t head[2] = { kind, (uint32_t)size };
+	struct iovec iov[2] = { { head, sizeof(head) }, { (void *)(uintptr_t)text, size } };
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = 2 };
 	long err;
 
+	if (size > NSB_MAX_TEXT)
+		return -E2BIG;
 	if (nfds) {
 		cmsg.align.cmsg_len = CMSG_LEN(sizeof(int) * nfds);
 		cmsg.align.cmsg_level = SOL_SOCKET;
@@ -150,30 +154,37 @@ static int send_request(int control, const struct nsb_request *request, const in
 	return err < 0 ? (int)err : 0;
 }
 
+/* Few bytes travel in the request. A PID 1 that is nsbox-init reads its plan once more. */
+static bool fits_request(const void *plan, size_t size)
+{
+	return size >= sizeof(struct nsb_plan) && size <= NSB_MAX_TEXT &&
+	       !(((const struct nsb_plan *)plan)->flags & NSB_PLAN_INIT);
+}
+
 /*
  * Sends a plan with its descriptors. Returns the owner's end of the spawn's channel, where
  * its records will arrive; closing it makes the launcher kill the sandbox.
  */
 int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds)
 {
-	struct nsb_request request = { .kind = NSB_REQ_SPAWN };
-	int all[NSB_MAX_PASSED + 2], channel[2];
-	int err;
+	bool fits = fits_request(plan, size);
+	int all[NSB_MAX_PASSED + 2], channel[2], err, memfd = -1;
+	unsigned int n = 0;
 
 	if (nfds > NSB_MAX_PASSED)
 		return -E2BIG;
 	err = (int)nsb_sys4(__NR_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel);
 	if (err < 0)
 		return err;
-	all[0] = channel[1];
-	all[1] = plan_memfd(plan, size);
-	err = all[1];
+	all[n++] = channel[1];
+	if (!fits)
+		all[n++] = err = memfd = plan_memfd(plan, size);
 	for (unsigned int i = 0; i < nfds; i++)
-		all[2 + i] = fds[i];
-	if (err >= 0) {
-		err = send_request(control, &request, all, nfds + 2);
-		sys_close(all[1]);
-	}
+		all[n++] = fds[i];
+	if (err >= 0)
+		err = send_request(control, NSB_REQ_SPAWN, plan, fits ? size : 0, all, n);
+	if (memfd >= 0)
+		sys_close(memfd);
 	sys_close(channel[1]);
 	if (err < 0)
 		sys_close(channel[0]);
@@ -182,14 +193,7 @@ int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsig
 
 int nsb_sweep(int control, const char *text, size_t size)
 {
-	struct nsb_request request = { .kind = NSB_REQ_SWEEP };
-
-	if (size > sizeof(request.text))
-		return -E2BIG;
-	request.size = (uint32_t)size;
-	for (size_t i = 0; i < size; i++)
-		request.text[i] = text[i];
-	return send_request(control, &request, NULL, 0);
+	return send_request(control, NSB_REQ_SWEEP, text, size, NULL, 0);
 }
 
 /* 1: a record, and in *fd the descriptor that came along, if one did; 0: timed out;
@@ -291,33 +295,35 @@ static int64_t namespace_number(const char *path)
 
 /*
  * What a path, and "the caller's namespace", mean to the calling thread: ids, root directory
- * and namespaces. A thread that moved itself gets another launcher.
+ * and namespaces. A thread that moved itself gets another launcher. A mount is of one mount
+ * namespace, and the launcher's root, which it keeps, shares its id with no other.
  */
 int nsb_view(uint64_t *view, unsigned int count)
 {
 	static const char *const namespaces[] = {
-		"/proc/thread-self/ns/mnt",
 		"/proc/thread-self/ns/net",
 		"/proc/thread-self/ns/user",
 	};
 	struct statx st;
 	int err;
 
-	if (count != 7)
+	if (count != 8)
 		return -EINVAL;
-	err = (int)nsb_sys5(__NR_statx, AT_FDCWD, "/", 0, STATX_INO, &st);
+	err = (int)nsb_sys5(__NR_statx, AT_FDCWD, "/", 0, STATX_INO | STATX_MNT_ID, &st);
 	if (err < 0)
 		return err;
 	view[0] = st.stx_ino;
 	view[1] = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor;
-	for (unsigned int i = 0; i < 3; i++) {
+	view[2] = st.stx_mnt_id;
+	for (unsigned int i = 0; i < 2; i++) {
 		int64_t number = namespace_number(namespaces[i]);
 
 		if (number < 0)
 			return (int)number;
-		view[2 + i] = (uint64_t)number;
+		view[3 + i] = (uint64_t)number;
 	}
 	view[5] = (uint64_t)nsb_sys0(__NR_geteuid) << 32 | (uint64_t)nsb_sys0(__NR_getegid);
-	view[6] = (uint64_t)nsb_sys0(__NR_getpid);
+	view[6] = (uint64_t)nsb_sys0(__NR_getuid) << 32 | (uint64_t)nsb_sys0(__NR_getgid);
+	view[7] = (uint64_t)nsb_sys0(__NR_getpid);
 	return 0;
 }

@@ -30,6 +30,7 @@ enum nsb_limits {
 	NSB_MAX_PLAN = 1 << 30, /* bytes */
 	NSB_MAX_OPS = 4096,
 	NSB_MAX_PASSED = 32, /* descriptors passed with one request */
+	NSB_MAX_TEXT = 8184, /* bytes in one request */
 	NSB_MAX_SLOTS = 160, /* passed descriptors and detached trees of one plan */
 	NSB_NONE = 0x7fffffff,
 };
@@ -172,14 +173,15 @@ struct nsb_record {
 };
 
 enum nsb_request_kind {
-	NSB_REQ_SPAWN = 1, /* descriptors: channel, plan, slots */
-	NSB_REQ_SWEEP,	   /* text: directory, NUL, name prefix, NUL; undone on owner death */
+	NSB_REQ_SPAWN =
+		1,     /* text: the plan. Descriptors: channel, the plan if not in text, slots */
+	NSB_REQ_SWEEP, /* text: directory, NUL, name prefix, NUL; undone on owner death */
 };
 
 struct nsb_request {
 	uint32_t kind;
 	uint32_t size;
-	char text[4088];
+	char text[NSB_MAX_TEXT];
 };
 
 int nsb_plan_check(const void *plan, size_t size);

@@ -103,8 +103,8 @@ def view() -> bytes:
     Raises:
         OSError: /proc is not mounted, or is another pid namespace's.
     """
-    numbers = _ffi.new("uint64_t[7]")
-    _check(_lib.nsb_view(numbers, 7))
+    numbers = _ffi.new("uint64_t[8]")
+    _check(_lib.nsb_view(numbers, 8))
     return bytes(_ffi.buffer(numbers))
 
 

@@ -14,6 +14,7 @@ from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFla
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
+    CGROUP2,
     JOIN,
     OWNER,
     TIME,
@@ -83,7 +84,7 @@ def _add_cgroup(build: Build) -> None:
         if controller != "bpf":
             build.pass_slot("cgroup", controller)
     if build.host.cgroup_version == 2 or "bpf" in controllers:
-        build.pass_slot("cgroup", "v2")
+        build.pass_slot(*CGROUP2)
 
 
 def _enter_cgroup(build: Build) -> None:
@@ -107,7 +108,7 @@ def _add_clone(build: Build) -> None:
         build.add(LauncherNet("net"))
         build.flags |= PlanFlag.LAUNCHER_NET
         _open_network(build)
-    build.add(Clone3(flags, Slot("cgroup", "v2") in build.passed, "namespaces"))
+    build.add(Clone3(flags, CGROUP2 in build.passed, "namespaces"))
     if "net" in build.new and not build.in_userns and build.host.spare_net:
         build.flags |= PlanFlag.SPARE_NET
     if "user" in build.new:

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+
+from nsbox.hashing import hashed_once
 
 #: Controllers that limits are enforced with, in the names of cgroup v2.
 CONTROLLERS = ("memory", "pids", "cpu", "cpuset", "io")
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Host:
     """The caller's privileges and the facts of its host.
@@ -58,11 +60,3 @@ class Host:
     seccomp: bool = True
     landlock: int = 7
     machine: str = "x86_64"
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash(tuple(getattr(self, f.name) for f in fields(self)))
-
-    def __hash__(self) -> int:
-        """Of every field, worked out once: it is in the keys of caches on the spawn path."""
-        return self._hash

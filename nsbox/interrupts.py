@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _current: Held | None = None
+_main_thread = threading.main_thread().ident
 
 
 class Held:
@@ -33,7 +34,7 @@ class Held:
 
     def __enter__(self) -> Held:
         global _current
-        if threading.get_ident() == threading.main_thread().ident and _current is None:
+        if _current is None and threading.get_ident() == _main_thread:
             handler = _signal.getsignal(_signal.SIGINT)
             if callable(handler):
                 self._handler = handler
@@ -68,7 +69,7 @@ class Released:
     __slots__ = ("_hold",)
 
     def __enter__(self) -> None:
-        here = threading.get_ident() == threading.main_thread().ident
+        here = threading.get_ident() == _main_thread
         self._hold = _current if here else None
         if self._hold is not None and self._hold._handler is not None:
             try:
@@ -85,7 +86,8 @@ class Released:
 
 def _forget() -> None:
     """In a child that was forked meanwhile, who held it goes on in the parent only."""
-    global _current
+    global _current, _main_thread
+    _main_thread = threading.get_ident()
     hold, _current = _current, None
     if hold is not None and hold._handler is not None:
         _signal.signal(_signal.SIGINT, hold._handler)

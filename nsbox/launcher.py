@@ -120,27 +120,38 @@ _launchers: dict[bytes, Launcher] = {}
 _lock = threading.Lock()
 
 
-def current() -> Launcher:
+def view() -> bytes:
+    """What paths and namespaces mean to the calling thread, and who it is.
+
+    Raises:
+        Unavailable: it cannot be told here, where no launcher could be started either.
+    """
+    try:
+        return _core.view()
+    except OSError as e:
+        raise Unavailable("launcher", f"/proc is not this process's own: {e}") from e
+
+
+def current(seen: bytes | None = None) -> Launcher:
     """The launcher of this process and view, started when there is none.
+
+    *seen*: the ``view()`` of a moment ago.
 
     Raises:
         Unavailable: it cannot be started here.
     """
-    try:
-        view = _core.view()
-    except OSError as e:
-        raise Unavailable("launcher", f"/proc is not this process's own: {e}") from e
-    launcher = _launchers.get(view)
+    seen = view() if seen is None else seen
+    launcher = _launchers.get(seen)
     if launcher is not None:
         return launcher
     with _lock:
-        if view not in _launchers:
+        if seen not in _launchers:
             try:
                 registry.gc()
-                _launchers[view] = Launcher(view)
+                _launchers[seen] = Launcher(seen)
             except OSError as e:
                 raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0) from e
-        return _launchers[view]
+        return _launchers[seen]
 
 
 def forget(launcher: Launcher) -> None:

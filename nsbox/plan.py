@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 
 from nsbox.names import NAMESPACES, At, Clone, PlanFlag
 from nsbox.steps import (
+    CGROUP2,
     JOIN,
     Clone3,
     IdMap,
     LauncherNet,
+    MakeCgroup,
+    MapTree,
     Open,
     OpenNetlink,
     OpenPty,
     OpenTree,
     Pool,
+    SetLimit,
     Setns,
     Slot,
     Slots,
@@ -67,13 +71,29 @@ class Plan:
     applied: tuple[tuple[str, str], ...] = ()
     enforcement: tuple[tuple[str, str], ...] = ()
 
-    @property
+    @functools.cached_property
     def clone(self) -> Clone3:
         return next(step for step in self.steps if isinstance(step, Clone3))
 
-    @property
+    @functools.cached_property
     def id_map(self) -> IdMap | None:
         return next((step for step in self.steps if isinstance(step, IdMap)), None)
+
+    @functools.cached_property
+    def cgroup_steps(self) -> tuple[tuple[int, MakeCgroup | SetLimit], ...]:
+        """What is done before the request, by index in the timeline."""
+        return tuple((i, step) for i, step in enumerate(self.steps)
+                     if isinstance(step, (MakeCgroup, SetLimit)))  # fmt: skip
+
+    @functools.cached_property
+    def tree_steps(self) -> tuple[tuple[int, MapTree], ...]:
+        """Trees that are mapped before the request, by index in the timeline."""
+        return tuple((i, step) for i, step in enumerate(self.steps) if isinstance(step, MapTree))
+
+    @functools.cached_property
+    def cgroup_slot(self) -> int:
+        """The number of the slot for CLONE_INTO_CGROUP; -1: none."""
+        return self.passed.index(CGROUP2) if CGROUP2 in self.passed else -1
 
     @functools.cached_property
     def joined(self) -> tuple[str, ...]:

@@ -180,7 +180,14 @@ def host(*, cached: bool = True) -> Host:
                           "user differ")  # fmt: skip
     if not cached:
         _host.cache_clear()
+        host_of.cache_clear()
     return _host(identity)
+
+
+@functools.lru_cache(maxsize=4)
+def host_of(view: bytes) -> Host:
+    """``host()`` for who has just asked for its ``launcher.view()``, which is of one identity."""
+    return host()
 
 
 @functools.lru_cache(maxsize=4)

@@ -95,6 +95,8 @@ class Injection(NamedTuple):
     err: int = errno.EIO
 
 
+_DONE = ExitStack()  # empty for ever
+
 _NO_DESCRIPTORS = (
     "the launcher keeps two or three descriptors for each sandbox: raise the hard "
     "limit of open files (RLIMIT_NOFILE) before the first one, or end some"
@@ -397,7 +399,7 @@ class Process:
             StateError: see ``kill_and_wait``; what can be undone was.
         """
         with interrupts.Held(), self._lock:
-            undo, self._undo = self._undo, ExitStack()
+            undo, self._undo = self._undo, _DONE
             try:
                 undo.close()
             except OSError:
@@ -596,10 +598,12 @@ def _spawn(
             if plan.id_map is not None and plan.id_map.needs_slot():
                 id_slot = registry.id_slots.take()
                 undo.callback(registry.id_slots.give, id_slot)
-            with ExitStack() as opened:
-                if any(slot.kind == "idmap" for slot in plan.passed):
+            if plan.tree_steps:
+                with ExitStack() as opened:
                     trees = _map_trees(plan, parent, descriptors, id_slot, opened, inject)
                     descriptors = {**descriptors, **trees}
+                    channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
+            else:
                 channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
             process.cgroup, process.inject, process.lease = cgroup, inject, place
@@ -638,9 +642,7 @@ def _host_steps(
     plan: Plan, parent: launcher.Launcher, undo: ExitStack, inject: Injection
 ) -> Cgroup | None:
     cgroup: Cgroup | None = None
-    for index, step in enumerate(plan.steps):
-        if not isinstance(step, (MakeCgroup, SetLimit)):
-            continue
+    for index, step in plan.cgroup_steps:
         call = "mkdir" if isinstance(step, MakeCgroup) else "write"
         try:
             if index == inject.step:
@@ -674,11 +676,9 @@ def _map_trees(
 ) -> dict[Slot, int]:
     """Id-mapped copies of host paths, closed again when they have been passed."""
     found: dict[Slot, int] = {}
-    for index, step in enumerate(plan.steps):
-        if not isinstance(step, MapTree):
-            continue
-        from nsbox import idmapped
+    from nsbox import idmapped
 
+    for index, step in plan.tree_steps:
         call = "open_tree"
         try:
             if index == inject.step:
@@ -717,10 +717,9 @@ def _submit(
     try:
         fds = [opened[str(slot.key)] if opened and slot.kind == "cgroup" else descriptors[slot]
                for slot in plan.passed]  # fmt: skip
-        into = Slot("cgroup", "v2")
         encoded = plan.encode(
             id_slot=registry.IdSlots.first_id(id_slot),
-            cgroup_slot=plan.passed.index(into) if into in plan.passed else -1,
+            cgroup_slot=plan.cgroup_slot,
             fail_at=inject.step if inject.step >= 0 else None,
             fail_errno=inject.err,
         )
@@ -845,10 +844,9 @@ def _run_newidmaps(step: IdMap, pid: int) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _null_of(pid: int) -> int:
+def dev_null() -> int:
+    """One open /dev/null of this process's."""
     return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
 
 
-def dev_null() -> int:
-    """One open /dev/null of this process's."""
-    return _null_of(os.getpid())
+os.register_at_fork(after_in_child=dev_null.cache_clear)  # it may close what it has inherited

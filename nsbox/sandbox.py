@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 #: By which the host finds names, and who has its network as well.
 _NAMES = ("/etc/hosts", "/etc/resolv.conf")
+_STDIO = tuple(Slot("stdio", n) for n in range(3))
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
 
@@ -67,7 +68,10 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
     if label is not None:  # what is kept is the label, not the network
         keywords = {**keywords, "net": label}
     key = _spec_key(args, keywords)
-    spec = _specs.get(key) if key is not None else None
+    try:
+        spec = None if key is None else _specs.get(key)
+    except TypeError:  # a mapping among them
+        key = spec = None
     if spec is None:
         if keywords.get("files") is not None:
             keywords = {**keywords, "files": read_files(keywords["files"])}
@@ -88,16 +92,11 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
 
 def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     """The same for the same arguments, which then need not be checked again; None where what
-    they mean may change (a relative root), or where they cannot be compared (a mapping)."""
+    they mean may change: a relative root. It cannot be hashed where they cannot be compared."""
     if isinstance(keywords.get("root"), (str, os.PathLike)):
         return None
     values = (args, *keywords.values())
-    try:
-        key = (*keywords, *map(type, values), *map(_plain, values))
-        hash(key)
-    except TypeError:
-        return None
-    return key
+    return (*keywords, *map(type, values), *map(_plain, values))
 
 
 _STRINGS = frozenset((str,))
@@ -181,8 +180,9 @@ def launch(
 
     *name* is what others of its network call it.
     """
-    host = probe.host()
-    parent = launcher.current()
+    view = launcher.view()
+    host = probe.host_of(view)
+    parent = launcher.current(view)
     network = None
     if spec.net == "host" and spec.root.kind == "host":
         spec = replace(spec, net_mounts=tuple((path, path) for path in _NAMES
@@ -194,7 +194,7 @@ def launch(
         elif "net" not in join:
             join, joined_pidfd, join_map = network.joins()
     plan = plan_for(spec, host, join=join, join_map=join_map)
-    descriptors = {Slot("stdio", n): fd for n, fd in stdio.theirs.items()}
+    descriptors = {_STDIO[n]: fd for n, fd in stdio.theirs.items()}
     for fd in spec.pass_fds:
         try:
             fcntl.fcntl(fd, fcntl.F_GETFD)

@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError
+from nsbox.hashing import hashed_once
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def _io(value: Any) -> tuple[tuple[str, tuple[tuple[str, int], ...]], ...]:
     return tuple(result)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Limits:
     """What a sandbox may use. Sizes: int bytes or ``"256MiB"``.
@@ -304,6 +305,7 @@ class Mount:
         return cls("symlink", container_path(dst, "dst"), text(target, "target"))
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Rootfs:
     """What the sandbox sees as ``/``; made by the class methods."""
@@ -443,6 +445,7 @@ def _label(text: str, joined: bool) -> NetLabel:
     return NetLabel(text, joined=joined)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Spec:
     """One sandbox: every keyword of ``run()`` that says how it is made, checked."""
@@ -481,14 +484,6 @@ class Spec:
     def attached(self) -> bool:
         """Its network is made by the owner, while set-up waits: *net* says what it is."""
         return isinstance(self.net, NetLabel) and not self.net.joined
-
-    def __hash__(self) -> int:
-        """Of every field, worked out once: specs are the keys of caches on the spawn path."""
-        return self._hash
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash(tuple(getattr(self, f.name) for f in fields(self)))
 
 
 def _args(args: Any, optional: bool = False) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ class Slot(NamedTuple):
     key: str | int
 
 
+#: The cgroup (v2) that the child is born in.
+CGROUP2 = Slot("cgroup", "v2")
 #: The process whose namespaces are joined.
 JOIN = Slot("pidfd", "join")
 #: The time namespace that is joined: no pidfd stands for one that its process is not yet in.

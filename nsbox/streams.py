@@ -47,6 +47,7 @@ class Sink:
         self._relay_to = relay_to
         self._limit = limit
         self._total = 0
+        self._ended = False
 
     def read(self) -> bool:
         """Take what is there, once poll(2) says that something is; False at the end."""
@@ -60,6 +61,7 @@ class Sink:
             except OSError:
                 return False
             if not data:
+                self._ended = True
                 return False
             self._take(data)
             return True
@@ -90,7 +92,7 @@ class Sink:
         *patient*: wait for the reader of what is relayed; else what does not fit is dropped.
         """
         left = _MOST_IN_PIPE  # a writer may be quicker than us
-        while left > 0 and (patient or not self.stuck()):
+        while left > 0 and not self._ended and (patient or not self.stuck()):
             with self.lock:  # the library's thread may be at it too
                 if not self.has_news() or not self.read():
                     return

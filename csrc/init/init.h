@@ -15,8 +15,10 @@ int nsb_init_main(int channel, int plan_fd, int next);
 int nsb_pause_main(void);
 int nsb_proxy_main(int argc, char **argv);
 
-/* load.c: a sealed plan, checked and relocated, in memory of our own; NULL: refused. */
-void *nsb_plan_map(int fd, size_t *size);
+/* load.c: a plan that is checked and relocated in memory of our own, a sealed file's in a copy of it;
+ * NULL: refused. */
+struct nsb_plan *nsb_plan_accept(void *plan, size_t size);
+struct nsb_plan *nsb_plan_map(int fd, size_t *size);
 void nsb_plan_unmap(void *plan, size_t size);
 
 /* spawn.c */

@@ -144,7 +144,7 @@ struct request {
 	int err; /* why it cannot be served, when the kernel could not deliver all of it */
 };
 
-static struct request request;
+static struct request request __attribute__((aligned(8))); /* for a plan in its text */
 
 static bool from_us(const struct cmsghdr *cmsg)
 {
@@ -292,8 +292,8 @@ static bool take_net(struct nsb_spawn *spawn)
 	return false;
 }
 
-/* A plan that was mapped: clones its child. Returns what went wrong before a child existed. */
-static int launch(void *plan)
+/* Clones the child of a plan that was accepted. Returns what went wrong before a child existed. */
+static int launch(struct nsb_plan *plan)
 {
 	struct nsb_spawn spawn = { .cx = &context, .go = -1, .net = -1 };
 	uint32_t i = child_take();
@@ -303,11 +303,11 @@ static int launch(void *plan)
 		return -EAGAIN;
 	nsb_ctx_init(&context, plan);
 	context.channel = request.fds[0];
-	context.plan_fd = request.fds[1];
+	context.plan_fd = request.head.size ? -1 : request.fds[1];
 	context.exe = NSB_FD_EXE;
 	context.parent = NSB_FD_SELF;
-	for (unsigned int k = 2; k < request.nfds; k++)
-		context.slots[k - 2] = request.fds[k];
+	for (unsigned int k = 0; k < context.plan->nfds; k++)
+		context.slots[k] = request.fds[request.nfds - context.plan->nfds + k];
 	spawn.share =
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
 	context.shared = spawn.share;
@@ -333,17 +333,33 @@ static int launch(void *plan)
 	return err;
 }
 
+/* The plan in the request, or in a memfd beside it; NULL: refused. */
+static struct nsb_plan *take_plan(size_t *size)
+{
+	unsigned int others = request.head.size ? 1 : 2;
+	struct nsb_plan *plan;
+
+	if (request.err || request.head.kind != NSB_REQ_SPAWN || request.nfds < others)
+		return NULL;
+	*size = request.head.size;
+	if (request.head.size)
+		plan = nsb_plan_accept(request.head.text, *size);
+	else
+		plan = nsb_plan_map(request.fds[1], size);
+	if (!plan || plan->nfds + others == request.nfds)
+		return plan;
+	nsb_plan_unmap(plan, *size);
+	return NULL;
+}
+
 static void serve_spawn(void)
 {
 	size_t size;
-	void *plan = NULL;
-	int err = -EINVAL;
+	struct nsb_plan *plan = take_plan(&size);
+	int err;
 
-	if (request.err == 0 && request.head.kind == NSB_REQ_SPAWN && request.nfds >= 2)
-		plan = nsb_plan_map(request.fds[1], &size);
 	if (plan) {
-		if (((struct nsb_plan *)plan)->nfds + 2 == request.nfds)
-			err = launch(plan);
+		err = launch(plan);
 		nsb_plan_unmap(plan, size);
 		if (err < 0)
 			nsb_send_failed(request.fds[0], NSB_AT_CLONE, -err,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Takes a plan out of its memfd. */
+/* Takes a plan out of its memfd, or where it is. */
 #include "init.h"
 
 #include <sys/mman.h>
@@ -19,8 +19,17 @@ static void *take(int fd, size_t size)
 	return (unsigned long)plan > -4096UL ? NULL : plan;
 }
 
+/* In memory that nobody else writes. */
+struct nsb_plan *nsb_plan_accept(void *plan, size_t size)
+{
+	if (nsb_plan_check(plan, size) < 0)
+		return NULL;
+	nsb_plan_relocate(plan);
+	return plan;
+}
+
 /* The seals make the check last: an owner maps no plan, so nobody can change or shorten it. */
-void *nsb_plan_map(int fd, size_t *size)
+struct nsb_plan *nsb_plan_map(int fd, size_t *size)
 {
 	struct statx st;
 	void *plan;
@@ -32,13 +41,10 @@ void *nsb_plan_map(int fd, size_t *size)
 		return NULL;
 	*size = (size_t)st.stx_size;
 	plan = take(fd, *size);
-	if (!plan)
-		return NULL;
-	if (nsb_plan_check(plan, *size) < 0) {
+	if (plan && !nsb_plan_accept(plan, *size)) {
 		nsb_plan_unmap(plan, *size);
 		return NULL;
 	}
-	nsb_plan_relocate(plan);
 	return plan;
 }
 
@@ -47,7 +53,7 @@ void nsb_plan_unmap(void *plan, size_t size)
 {
 	char *p = plan;
 
-	if (p != small)
+	if (size > sizeof(small))
 		nsb_sys2(__NR_munmap, plan, size);
 	else
 		while (size--)

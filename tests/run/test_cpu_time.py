@@ -32,6 +32,7 @@ def without_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
     """As an ordinary user without delegation has it."""
     bare: Host = dataclasses.replace(probe.host(), controllers=(), cgroup_version=0)
     monkeypatch.setattr(probe, "host", lambda **_: bare)
+    monkeypatch.setattr(probe, "host_of", lambda _: bare)
 
 
 @pytest.fixture(params=["as it is", "without cgroups"])

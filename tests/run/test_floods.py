@@ -376,6 +376,7 @@ def test_usage_of_a_killed_tree_is_known(monkeypatch: pytest.MonkeyPatch, cgroup
     if not cgroups:
         bare = dataclasses.replace(probe.host(), controllers=(), cgroup_version=0)
         monkeypatch.setattr(probe, "host", lambda **_: bare)
+        monkeypatch.setattr(probe, "host_of", lambda _: bare)
     code = "x = bytearray(40 << 20)\nwhile True: pass"
     done = kit.python(code, limits=Limits(wall=scaled(0.8)))
     assert done.reason is Reason.TIMEOUT

@@ -33,7 +33,7 @@ INIT = PACKAGE / "nsbox-init"
 #: Floor -> its modules. A module imports from its own floor and from those below.
 FLOORS: dict[int, str] = {
     0: "_core _ffi",
-    1: "errors units names",
+    1: "errors units names hashing",
     2: "spec host netspec netallow",
     3: "steps plan profile build limits idmap devices overlay mounts creds seccomp confine compile "
     "nftmsg nftrule netrules netguard etc wiring drawing",
