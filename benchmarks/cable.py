@@ -18,10 +18,9 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from cases import load_nsbox
+from compiled import build
 from drivers import LineProcess, SampleFailed
 from measure import Result, interleave
-
-from compiled import build
 
 if TYPE_CHECKING:
     import random

@@ -13,10 +13,9 @@ import callers
 import imports
 import waits
 from cases import Case
+from compiled import build
 from drivers import SampleFailed
 from measure import Result, interleave
-
-from compiled import build
 
 if TYPE_CHECKING:
     import argparse

@@ -33,7 +33,6 @@ from nsbox.steps import (
     RootTree,
     Setns,
     Simple,
-    Slot,
     Text,
     Unshare,
     mounts_private,

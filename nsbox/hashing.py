@@ -27,6 +27,6 @@ def hashed_once(cls: type[_T]) -> type[_T]:
     def __getstate__(self: Any) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in names}
 
-    cls.__hash__ = __hash__  # type: ignore[assignment,method-assign]
+    cls.__hash__ = __hash__  # type: ignore[method-assign]
     cls.__getstate__ = __getstate__  # type: ignore[attr-defined]
     return cls

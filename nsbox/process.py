@@ -37,7 +37,7 @@ from nsbox.devices import SOCKET
 from nsbox.errors import CommandNotFound, NetworkError, NsboxError, SetupError, StateError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Clone, Kind, PlanFlag
-from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, MapTree, SetLimit, Slot
+from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
