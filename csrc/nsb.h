@@ -114,7 +114,7 @@ enum nsb_plan_flag {
 	NSB_PLAN_DENY_SETGROUPS = 1,
 	NSB_PLAN_INIT = 2,	    /* PID 1 is nsbox-init: it announces STARTED and EXITED */
 	NSB_PLAN_FORK = 4,	    /* never share the launcher's memory (set-up may block) */
-	NSB_PLAN_SPARE_NET = 8,	    /* NEWNET may be one that the launcher has ready */
+	NSB_PLAN_SPARE_NET = 8,	    /* NEWNET, and NEWIPC, may be what the launcher has ready */
 	NSB_PLAN_LAUNCHER_NET = 16, /* NEWNET has to be one that the launcher made */
 	NSB_PLAN_INNER_MAP = 32,    /* the id maps are the joiner's to write */
 };

@@ -876,9 +876,10 @@ class _Diff:
         )
         cached = [i for i in self.now.items if i.kind == "namespace" and self._cached(i)]
         allowed.subtract(Counter(_type(i) for i in cached if i.ident in self.who.known))
-        # A launcher keeps its own network beside the one spare that it makes when it is idle.
+        # A launcher keeps its own ones beside the spare ones that it makes when it is idle.
         spares = sum(1 for p in self.now.launchers())
-        allowed["net"] = max(allowed["net"], spares - self._spares_before())
+        for kind in ("net", "ipc"):
+            allowed[kind] = max(allowed[kind], spares - self._spares_before(kind))
         for item in self.now.items:
             if item.kind != "namespace" or item.ident in self.who.known:
                 continue
@@ -892,12 +893,12 @@ class _Diff:
                 continue
             yield Leak("namespace", item.ident, self._holders(ours))
 
-    def _spares_before(self) -> int:
-        """Network namespaces of the baseline that still are nobody's but our launchers'."""
+    def _spares_before(self, kind: str) -> int:
+        """Namespaces of the baseline that still are nobody's but our launchers'."""
         now = {i.ident for i in self.now.items}
         ours = {p.pid for p in self.now.launchers()}
         return sum(1 for i in self.base.items if i.kind == "namespace" and i.ident in now
-                   and _type(i) == "net" and all(pid in ours for pid, _ in i.holders))  # fmt: skip
+                   and _type(i) == kind and all(pid in ours for pid, _ in i.holders))  # fmt: skip
 
     def _ours(self, pid: int) -> bool:
         return self.who.of(pid) == _OURS

@@ -27,6 +27,7 @@ struct nsb_spawn {
 	bool share;  /* lend the launcher's memory to the child until its execve */
 	int go;	     /* forked child: the read end of the launcher's pipe, else -1 */
 	int net;     /* a network namespace to join instead of making one, else -1 */
+	int ipc;     /* likewise */
 	int pid;     /* out: the child */
 	int pidfd;   /* out */
 	int err;     /* out: of clone3 */
@@ -37,8 +38,9 @@ struct nsb_spawn {
 void nsb_spawn(struct nsb_spawn *spawn);
 int nsb_write_id_maps(const struct nsb_plan *plan, int pid, const char **call);
 
-/* spare.c: one network namespace made ahead, while nothing else is to do. */
-int nsb_spare_take(bool open_ports);
+/* spare.c: a network and an IPC namespace made ahead, while nothing else is to do. */
+int nsb_spare_take_net(bool open_ports);
+int nsb_spare_take_ipc(void);
 bool nsb_spare_wanted(void);
 int nsb_spare_make(void);
 

@@ -271,18 +271,20 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 }
 
 /* false: the owner was told why there is none. */
-static bool take_net(struct nsb_spawn *spawn)
+static bool take_spares(struct nsb_spawn *spawn)
 {
 	const struct nsb_plan *plan = spawn->cx->plan;
 	bool must = plan->flags & NSB_PLAN_LAUNCHER_NET;
 	int err = 0;
 
 	if (must || plan->flags & NSB_PLAN_SPARE_NET)
-		spawn->net = nsb_spare_take(must);
+		spawn->net = nsb_spare_take_net(must);
 	if (must && spawn->net < 0) {
 		err = nsb_spare_make();
-		spawn->net = nsb_spare_take(must);
+		spawn->net = nsb_spare_take_net(must);
 	}
+	if (plan->flags & NSB_PLAN_SPARE_NET && plan->clone_flags & CLONE_NEWIPC)
+		spawn->ipc = nsb_spare_take_ipc();
 	if (plan->fail_at == NSB_AT_NET)
 		nsb_send_failed(spawn->cx->channel, NSB_AT_NET, plan->fail_errno, "injected");
 	else if (must && spawn->net < 0)
@@ -295,7 +297,7 @@ static bool take_net(struct nsb_spawn *spawn)
 /* Clones the child of a plan that was accepted. Returns what went wrong before a child existed. */
 static int launch(struct nsb_plan *plan)
 {
-	struct nsb_spawn spawn = { .cx = &context, .go = -1, .net = -1 };
+	struct nsb_spawn spawn = { .cx = &context, .go = -1, .net = -1, .ipc = -1 };
 	uint32_t i = child_take();
 	int err;
 
@@ -312,7 +314,7 @@ static int launch(struct nsb_plan *plan)
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
 	context.shared = spawn.share;
 	err = make_go(&spawn, &children[i]);
-	if (err == 0 && take_net(&spawn)) {
+	if (err == 0 && take_spares(&spawn)) {
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user
 		 * could not write its maps. The child takes a copy of this flag. */
 		if (context.plan->uid_map)
@@ -323,6 +325,7 @@ static int launch(struct nsb_plan *plan)
 	}
 	drop(&spawn.go);
 	drop(&spawn.net);
+	drop(&spawn.ipc);
 	if (spawn.pid > 0) {
 		adopt(&spawn, i, request.fds[0]);
 		request.fds[0] = -1;

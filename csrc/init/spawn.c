@@ -16,10 +16,12 @@ static char child_stack[STACK_SIZE] __attribute__((aligned(16)));
 static char joiner_stack[STACK_SIZE] __attribute__((aligned(16)));
 
 /* Before the child is in a user namespace of its own, which has no say over this one. */
-static bool enter_net(struct nsb_spawn *spawn)
+static bool enter_spares(struct nsb_spawn *spawn)
 {
 	long err = spawn->net < 0 ? 0 : nsb_sys2(__NR_setns, spawn->net, CLONE_NEWNET);
 
+	if (err == 0 && spawn->ipc >= 0)
+		err = nsb_sys2(__NR_setns, spawn->ipc, CLONE_NEWIPC);
 	if (err < 0)
 		nsb_send_failed(spawn->cx->channel, NSB_AT_CLONE, (int)-err, "setns");
 	return err == 0;
@@ -33,7 +35,7 @@ static int child_main(void *arg)
 
 	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
 	cx->go = spawn->go;
-	if (!cx->plan->njoin && !enter_net(spawn))
+	if (!cx->plan->njoin && !enter_spares(spawn))
 		return 125;
 	/* End of file instead of the byte: the launcher died, or could not write the maps. */
 	if (cx->plan->uid_map && sys_read(spawn->go, &byte, 1) != 1)
@@ -58,6 +60,8 @@ static void clone_child(struct nsb_spawn *spawn, uint64_t flags)
 
 	if (spawn->net >= 0)
 		args.flags &= ~(uint64_t)CLONE_NEWNET;
+	if (spawn->ipc >= 0)
+		args.flags &= ~(uint64_t)CLONE_NEWIPC;
 	if (plan->cgroup_slot >= 0) {
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint32_t)spawn->cx->slots[plan->cgroup_slot];
@@ -108,7 +112,7 @@ static int joiner_main(void *arg)
 		sys_close(cx->plan_fd);
 		cx->exe = cx->plan_fd = -1;
 	}
-	if (!enter_net(spawn) || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
+	if (!enter_spares(spawn) || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
 		return 0;
 	sys_close(cx->proc);
 	cx->proc = -1;

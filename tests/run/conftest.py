@@ -26,7 +26,7 @@ def spare_network(warm_nsbox: None) -> None:
         with nsbox.Popen(args, namespaces=["net"], profile="none", init=False) as process:
             text = Path(f"/proc/{process.pid}/status").read_text()
         launcher = int(kit.status(text)["PPid"])
-        poll_until(lambda: _networks(launcher) == 2, what="its own and a spare network")
+        poll_until(lambda: kit.held(launcher, "net"), what="a spare network")
 
 
 @pytest.fixture
@@ -44,13 +44,3 @@ def each_way(request: pytest.FixtureRequest) -> None:
     """Once with a root from a template, where the host and the sandbox allow, and once without."""
     if request.param == "classic":
         request.getfixturevalue("classic")
-
-
-def _networks(pid: int) -> int:
-    held = 0
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            held += os.readlink(f"/proc/{pid}/fd/{name}").startswith("net:")
-        except FileNotFoundError:  # was closed meanwhile
-            pass
-    return held

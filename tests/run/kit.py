@@ -53,6 +53,17 @@ def out(completed: nsbox.Completed) -> str:
     return completed.stdout.strip()
 
 
+def held(launcher: int, kind: str) -> set[str]:
+    """Namespaces that it has ready, beside those that are its own."""
+    found = set()
+    for name in os.listdir(f"/proc/{launcher}/fd"):
+        try:
+            found.add(os.readlink(f"/proc/{launcher}/fd/{name}"))
+        except FileNotFoundError:  # was closed meanwhile
+            pass
+    return {text for text in found - {namespace_id(kind, launcher)} if text.startswith(f"{kind}:")}
+
+
 def spaces(*kinds: str) -> list[str]:
     """These namespaces, with the user namespace that an ordinary user needs for any of them."""
     return list(kinds) if ROOT or not kinds or "user" in kinds else ["user", *kinds]

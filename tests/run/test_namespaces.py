@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 from run import kit
+from support import poll_until
 
 import nsbox
 
@@ -63,6 +67,32 @@ def test_two_sandboxes_share_nothing() -> None:
     with nsbox.Popen(["sleep", "1000"]) as one, nsbox.Popen(["sleep", "1000"]) as two:
         for kind in kit.KINDS:
             assert kit.namespace_id(kind, one.pid) != kit.namespace_id(kind, two.pid)
+
+
+@pytest.mark.kernel
+@pytest.mark.root
+def test_what_the_launcher_has_ready_goes_to_one_sandbox() -> None:
+    """And it makes the next ones, which are new."""
+
+    def ready(launcher: int) -> set[str]:
+        found = kit.held(launcher, "net") | kit.held(launcher, "ipc")
+        return found if len(found) == 2 else set()
+
+    seen: set[str] = set()
+    expected: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        for _ in range(3):
+            popen = nsbox.Popen(["sleep", "1000"], namespaces=["net", "ipc"], profile="none",
+                                init=False)  # fmt: skip
+            process = stack.enter_context(popen)
+            launcher = int(kit.status(Path(f"/proc/{process.pid}/status").read_text())["PPid"])
+            ids = {kit.namespace_id(kind, process.pid) for kind in ("net", "ipc")}
+            assert not seen & ids, "two have the same one"
+            assert not expected or ids == expected
+            seen |= ids
+            expected = poll_until(functools.partial(ready, launcher), what="spare ones")
+            assert not expected & seen, "one that is in use is ready for the next one"
+            assert kit.namespace_id("ipc", launcher) == kit.namespace_id("ipc")
 
 
 def test_the_same_ids_as_lsns() -> None:
