@@ -49,7 +49,8 @@ MARKS = {
     "nft": "needs nft(8), as a witness",
     "pasta": "needs pasta(1), and /dev/net/tun for everybody",
     "slirp4netns": "needs slirp4netns(1), and /dev/net/tun for everybody",
-    "kernel": "depends on the kernel: also run on the other kernels",
+    "kernel(user)": "depends on the kernel: also run on the other ones, there by this user alone "
+    "if it is the same for both",
     "leaks_ok(reason)": "is not checked for leaks, for this reason",
     "slow": "takes more than a few seconds",
 }
@@ -83,11 +84,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"{mark.name}: {reason}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    _leave_to_others(config, items)
     for item in items:
         mark = item.get_closest_marker("leaks_ok")
         if mark is not None and not (mark.args or mark.kwargs.get("reason")):
             raise pytest.UsageError(f"{item.nodeid}: leaks_ok needs a reason")
+
+
+def _leave_to_others(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On another kernel, whose runner says who runs them there: "root" or "user"."""
+    me = os.environ.get("NSBOX_KERNEL_USER")
+    others = []
+    for item in items if me else ():
+        mark = item.get_closest_marker("kernel")
+        if mark is not None and mark.args and me not in mark.args:
+            others.append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 class LeakWatch:

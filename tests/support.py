@@ -35,6 +35,11 @@ def scaled(seconds: float) -> float:
     return seconds * TIMEOUT_SCALE
 
 
+def rounds(count: int) -> int:
+    """How often to try what must hold every time: less often where each takes ten times as long."""
+    return max(3, round(count / TIMEOUT_SCALE))
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A moment on the monotonic clock."""

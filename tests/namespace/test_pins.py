@@ -11,7 +11,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from namespace.kit import apart
+from namespace.kit import PRELUDE, apart
+from support import rounds, scaled
 
 import nsbox
 
@@ -27,7 +28,7 @@ def elsewhere(test: Callable[[], None]) -> Callable[[], None]:
     def wrapper() -> None:
         if "ip" in test.__code__.co_names and not shutil.which("ip"):
             pytest.fail("ip (iproute2) is not installed")
-        apart(test)
+        apart(test, f"{PRELUDE}\nrounds, longest = {rounds(40)}, {scaled(0.005)}\n")
 
     return wrapper
 
@@ -170,10 +171,10 @@ while True:
     ns.unpin()
 """
     ip("netns", "add", "nsbother")
-    for round in range(40):
+    for i in range(rounds):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as loop:
             os.read(loop.stdout.fileno(), 1)
-            time.sleep(round / 8000)
+            time.sleep(i / rounds * longest)
             loop.kill()
         nsbox.gc()
         assert os.listdir("/run/netns") == ["nsbother"]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts, containers and neighbours as network namespaces, and packets between them.
 
-A test of this directory runs in an interpreter of its own, in a network namespace of its own: as
-root, or as an ordinary user in a user namespace. All "hosts" there are namespaces that one thread
+A test of this directory runs in a process of its own, in a network namespace of its own: as root,
+or as an ordinary user in a user namespace. All "hosts" there are namespaces that one thread
 enters in turn: a socket belongs to the one that it was made in.
 """
 
@@ -13,16 +13,21 @@ import functools
 import inspect
 import json
 import os
+import select
+import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
+import traceback
+import warnings
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import pytest
-from support import scaled
+from support import TIMEOUT_SCALE, scaled
 
 from nsbox import nft
 from nsbox.names import Clone
@@ -34,8 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TESTS = Path(__file__).resolve().parents[1]
-NEVER_S = 0.3
-"""How long a packet that must not come is waited for; each such test has a twin where it comes."""
+NEVER_S = min(0.3, 1.0 / TIMEOUT_SCALE)
+"""How long a packet that must not come is waited for, before it is scaled: a second at most.
+Each such test has a twin where it comes."""
 
 SUBNET, GATEWAY = IPv4Network("10.77.0.0/24"), IPv4Address("10.77.0.1")
 SUBNET6, GATEWAY6 = IPv6Network("fd77::/64"), IPv6Address("fd77::1")
@@ -45,28 +51,65 @@ SUBNET6, GATEWAY6 = IPv6Network("fd77::/64"), IPv6Address("fd77::1")
 
 
 def apart(body: Callable[[], None], *, user: bool = False) -> str:
-    """Run *body*, a function of a test module, in namespaces of its own; what it printed."""
-    how = ["unshare", "-n"] if os.geteuid() == 0 and not user else ["unshare", "-Urn"]
-    module = Path(inspect.getfile(inspect.unwrap(body))).stem
-    code = (
-        f"import inspect, sys; sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]\n"
-        f"import network.{module} as module\n"
-        f"inspect.unwrap(module.{body.__qualname__})()"
-    )
-    done = subprocess.run(
-        [*how, sys.executable, "-c", code],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=scaled(60),
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert "Warning" not in done.stderr, done.stderr
-    return done.stdout
+    """Run *body* in namespaces of its own; what it printed.
+
+    In a fork of this interpreter: to start another one takes seconds on an emulated kernel.
+    """
+    user = user or os.geteuid() != 0
+    with tempfile.TemporaryFile("w+") as printed:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of threads
+            pid = os.fork()
+        if pid == 0:
+            _run_alone(inspect.unwrap(body), printed, user)
+        ended = _wait(pid)
+        printed.seek(0)
+        text = printed.read()
+    assert ended == 0, text
+    return text
+
+
+def _run_alone(body: Callable[[], None], printed: TextIO, user: bool) -> NoReturn:
+    status = 1
+    try:
+        with open(os.devnull) as null:
+            os.dup2(null.fileno(), 0)
+        for number in (1, 2):
+            os.dup2(printed.fileno(), number)
+        sys.stdout = sys.stderr = printed
+        sys.unraisablehook = sys.__unraisablehook__
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # sockets that end with the process
+        ids = os.geteuid(), os.getegid()
+        unshare(Clone.NEWNET | (Clone.NEWUSER if user else Clone(0)))
+        if user:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {ids[0]} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {ids[1]} 1")
+        body()
+        printed.flush()
+        size = os.fstat(1).st_size
+        status = 0 if "Warning" not in os.pread(1, size, 0).decode() else 1
+    except BaseException:
+        traceback.print_exc(file=printed)
+    finally:
+        printed.flush()
+        os._exit(status)
+
+
+def _wait(pid: int) -> int:
+    """How it ended; by SIGKILL, if it took too long."""
+    with open(os.pidfd_open(pid)) as ended:
+        if not select.select([ended], [], [], scaled(60))[0]:
+            os.kill(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def network(body: Callable[[], None]) -> Callable[[], None]:
     """Mark and run a test in a network of its own."""
 
     @pytest.mark.userns
-    @pytest.mark.kernel
+    @pytest.mark.kernel("root")
     @functools.wraps(body)
     def test() -> None:
         apart(body)

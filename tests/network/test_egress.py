@@ -234,6 +234,6 @@ def test_many_entries() -> None:
 
 
 @pytest.mark.userns
-@pytest.mark.kernel
+@pytest.mark.kernel("user")
 def test_in_a_user_namespace() -> None:
     apart(test_a_port_is_reached_by_its_protocol, user=True)

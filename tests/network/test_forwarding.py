@@ -10,7 +10,7 @@ from network.kit import apart
 
 from nsbox import forwarding
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel("root")
 
 
 @apart

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import pytest
 from namespace.kit import apart as run_apart
 from network import kit
-from support import scaled
+from support import rounds, scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.kernel, pytest.mark.userns]
+pytestmark = [pytest.mark.kernel("root"), pytest.mark.userns]
 
 PRELUDE = (
     kit.PRELUDE
-    + f"patience = {scaled(2.0)}\n"
+    + f"patience, rounds = {scaled(2.0)}, {rounds(12)}\n"
     + """
 import select
 def state():
@@ -180,7 +180,7 @@ while True:
 """
     )
     on = 0
-    for _ in range(12):
+    for _ in range(rounds):
         with contextlib.ExitStack() as stack:
             each = [stack.enter_context(other(churn)) for _ in range(3)]
             for process in each:

@@ -346,7 +346,7 @@ def test_localhost_of_the_host_is_not_reached_though_the_bridge_routes_it() -> N
 
 
 @pytest.mark.userns
-@pytest.mark.kernel
+@pytest.mark.kernel("user")
 @pytest.mark.parametrize(
     "test",
     [test_what_leaves_has_the_address_of_the_host,

@@ -390,7 +390,7 @@ def test_a_network_is_made_within_milliseconds() -> None:
 
 
 @pytest.mark.userns
-@pytest.mark.kernel
+@pytest.mark.kernel("user")
 def test_in_a_user_namespace() -> None:
     apart(test_a_table_goes_with_its_owner_even_by_sigkill, user=True)
     apart(test_many_thousand_changes_fit_into_one_transaction, user=True)

@@ -24,7 +24,7 @@ from nsbox.steps import Slot
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel("root")
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 MIB = 1 << 20

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from network.userworld import rootless
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel("user")
 
 
 @rootless()
@@ -256,8 +256,8 @@ def test_many_at_once() -> None:
     with nsbox.Network(nat=False) as n, server(80, net=n, publish=["8080:80"]) as s:
         ready(s)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda i: ask(n, "tcp", s.ip, 80, str(i)), range(24)))
-            assert [one.split()[1] for one in found] == [str(i) for i in range(24)]
-            found = list(pool.map(lambda i: ask_here("tcp", HOST, 8080, str(i)), range(24)))
-            assert found == [f"{n.gateway} {i}" for i in range(24)]
+            found = list(pool.map(lambda i: ask(n, "tcp", s.ip, 80, str(i)), range(many)))
+            assert [one.split()[1] for one in found] == [str(i) for i in range(many)]
+            found = list(pool.map(lambda i: ask_here("tcp", HOST, 8080, str(i)), range(many)))
+            assert found == [f"{n.gateway} {i}" for i in range(many)]
         assert len(n.leases) == 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from network.userworld import rootless
 
-pytestmark = pytest.mark.kernel
+pytestmark = pytest.mark.kernel("user")
 
 
 @rootless()

@@ -31,7 +31,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a program
 
-from support import scaled
+from support import rounds, scaled
 
 from nsbox import syscalls as sc
 from nsbox.syscalls import Clone, MountFlag
@@ -99,6 +99,7 @@ def server(port, *six, **keywords):
 def ready(*containers):
     for one in containers:
         poll_until(lambda: \"ready\" in one.logs(), 10, what=f\"{{one}}: {{one.logs()}}\")
+many = {rounds(24)}
 def ask(who, proto, address, port, data=\"x\"):
     \"What a process in a container is answered; raises with what it says.\"
     run = who.exec if hasattr(who, \"exec\") else (lambda args, **k: nsbox.run(args, net=who, **k))

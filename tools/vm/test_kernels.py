@@ -142,6 +142,7 @@ class Run:
             env={
                 "NSBOX_TIMEOUT_SCALE": str(TIMEOUT_SCALE),
                 "NSBOX_REQUIRE": self.user.require,
+                "NSBOX_KERNEL_USER": self.user.name,
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "COLUMNS": "100",
             },
