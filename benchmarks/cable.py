@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sandbox's cable costs: a veth pair, its address and its default route (T12).
 
+Alone, and when 64 pods that are started at once get one each.
+
 python cable.py     in a network namespace of its own; answers each line with one:
 
 plug WAY                 elapsed ns of one, by "nsbox", "rtnetlink", "ip" or "pyroute2"
+pods WAY                 elapsed ns for each of 64 pods; "none" gives them no cable
 close                    ns that closing a bridge with a sandbox takes its caller
 """
 
@@ -13,6 +16,7 @@ import contextlib
 import itertools
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WAYS = ("nsbox", "rtnetlink", "ip", "pyroute2")
+POD_WAYS = ("none", "nsbox", "ip", "pyroute2")
+PODS, MOST_POD_ROUNDS = 64, 10
 SUBNET, INSIDE, GATEWAY = "10.99.0.0/24", "10.99.0.2/24", "10.99.0.1"
 
 
@@ -83,7 +89,7 @@ class Cables:
 
         start = perf_counter_ns()
         with pyroute2.IPRoute() as here, pyroute2.NetNS(f"/proc/{pid}/ns/net") as there:
-            here.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": pid})
+            here.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_pid": pid})
             index = here.link_lookup(ifname=name)[0]
             here.link("set", index=index, master=self._index, state="up")
             index = there.link_lookup(ifname="eth0")[0]
@@ -91,6 +97,28 @@ class Cables:
             there.addr("add", index=index, address=INSIDE.split("/")[0], prefixlen=24)
             there.route("add", dst="default", gateway=GATEWAY)
         return perf_counter_ns() - start
+
+    def pods(self, way: str) -> int:
+        from nsbox import later
+
+        app = self._nsbox.ContainerSpec("app", ["sleep", "1000"])
+        net = self._bridge if way == "nsbox" else "none"
+        pods = [self._nsbox.Pod(f"bench-{n}", [app], net=net) for n in range(PODS)]
+        names = [next(self._names) for _ in pods]
+
+        def start(pod: Any, name: str) -> None:
+            pod.start()
+            if way in ("ip", "pyroute2"):
+                getattr(self, f"_{way}")(name, pod.pause_pid)
+
+        with ThreadPoolExecutor(PODS) as pool, contextlib.ExitStack() as stack:
+            for pod in pods:
+                stack.callback(pod.close)
+            begin = perf_counter_ns()
+            list(pool.map(start, pods, names))
+            took = perf_counter_ns() - begin
+        later.settle()
+        return took // PODS
 
     def close(self) -> int:
         """Of one that a sandbox was plugged in."""
@@ -122,21 +150,26 @@ def _ask(process: LineProcess, line: str) -> int:
 def measure(
     rounds: int, *, gap_s: float, rng: random.Random
 ) -> tuple[dict[str, Result], dict[str, str]]:
-    """``plug-WAY`` and ``close-network``, and why others are absent."""
+    """``plug-WAY``, ``pods-WAY@64`` and ``close-network``, and why others are absent."""
     argv = ["unshare", "--net", sys.executable, __file__]
+    lines = {f"plug-{way}": f"plug {way}" for way in WAYS} | {"close-network": "close"}
+    lines |= {f"pods-{way}@{PODS}": f"pods {way}" for way in POD_WAYS}
     samplers: dict[str, Callable[[], int]] = {}
     absent: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(LineProcess(argv))
-        for name, line in (*((f"plug-{way}", f"plug {way}") for way in WAYS),
-                           ("close-network", "close")):  # fmt: skip
+        for name, line in lines.items():
             try:
                 _ask(process, line)
             except SampleFailed as why:
                 absent[name] = str(why)
             else:
                 samplers[name] = partial(_ask, process, line)
-        return interleave(samplers, rounds, gap_s=gap_s, rng=rng), absent
+        many = {name: samplers.pop(name) for name in list(samplers) if "@" in name}
+        results = interleave(samplers, rounds, gap_s=gap_s, rng=rng)
+        rounds = min(rounds, MOST_POD_ROUNDS)
+        results |= interleave(many, rounds, gap_s=gap_s, rng=rng, warm_up=1)
+        return results, absent
 
 
 if __name__ == "__main__":

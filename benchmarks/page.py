@@ -47,8 +47,9 @@ show medians of the three. ``make bench ARGS=--targets`` measures your machine, 
 
 OTHERS = """\
 Callers with up to 4 GiB of touched memory (``@fat``), beside idle sandboxes of their own
-(``@beside-…``), with 1,000 more mounts, after 70 ms of idling (``@idle``), from threads; and KiB of
-each idle sandbox, the kernel's share too. ``slowest-call`` is the longest system call on the way of
+(``@beside-…``), with 1,000 more mounts, after 70 ms of idling (``@idle``), from threads; the cable of a
+sandbox, made in four ways (``plug-…``), also for each of 64 pods that are started at once
+(``pods-…@64``, ``none`` without any); and KiB of each idle sandbox, the kernel's share too. ``slowest-call`` is the longest system call on the way of
 a cold spawn under strace, waits for other processes left out.
 """
 
@@ -138,7 +139,7 @@ def other_table(recorded: dict[str, Any]) -> str:
             rows.append(
                 [f"``{name}``", f"{value:.1f}" if value < 100 else f"{value:.0f}", unit(name)]
             )
-        elif "@" in name or name.startswith("import-"):
+        elif "@" in name or name.startswith(("import-", "plug-", "close-")):
             rows.append([f"``{name}``", f"{median(recorded, name):.2f}", "ms"])
     return rst_table(rows, "60 20 12")
 
