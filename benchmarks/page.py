@@ -47,9 +47,9 @@ show medians of the three. ``make bench ARGS=--targets`` measures your machine, 
 
 OTHERS = """\
 Callers with up to 4 GiB of touched memory (``@fat``), beside idle sandboxes of their own
-(``@beside-…``), with 1,000 more mounts, after 70 ms of idling (``@idle``), from threads. A sandbox's
-cable, made in four ways (``plug-…``), and each of 64 pods that are started at once and get one
-(``pods-…@64``; ``none`` have none). KiB of each idle sandbox, the kernel's share too.
+(``@beside-…``), with 1,000 more mounts, after 70 ms of idling (``@idle``), from threads. The cable
+of a sandbox, made in four ways (``plug-…``), and each of 64 pods that are started at once and get
+one (``pods-…@64``; ``none`` have none). KiB of each idle sandbox, the kernel's share too.
 ``slowest-call`` is the longest system call on the way of a cold spawn under strace, waits for other
 processes left out.
 """
