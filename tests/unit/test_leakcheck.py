@@ -99,6 +99,8 @@ def _asleep_in(*namespaces: str) -> Iterator[int]:
 def a_child() -> Iterator[Planted]:
     child = subprocess.Popen(["sleep", "60"], env=NO_ENV)
     try:
+        # execve closes what Popen waits for before the new arguments are to be seen
+        poll_until(Path(f"/proc/{child.pid}/cmdline").read_bytes)
         yield Planted("child", f"pid {child.pid} (sleep 60)")
     finally:
         child.kill()
