@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import os
+import uuid
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults import kit
+
+import nsbox
+from nsbox import registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,3 +26,21 @@ def test_a_payload_finds_no_secret_of_its_owner_or_of_other_sandboxes(tmp_path: 
 @pytest.mark.userns
 def test_a_payload_finds_no_secret_while_its_container_is_joined(tmp_path: Path) -> None:
     kit.run_scenario("secrets_joined", str(tmp_path), timeout_s=120)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("keywords", [
+    pytest.param({"init": False}, id="a small plan"),
+    pytest.param({"init": True}, id="a plan that PID 1 reads again"),
+    pytest.param({"init": False, "files": {"more": b"x" * 12000}}, id="a larger one"),
+    pytest.param({"init": False, "files": {"more": b"x" * 40000}}, id="a large one"),
+    pytest.param({"init": False, "cwd": "/not/there"}, id="one that fails"),
+])  # fmt: skip
+def test_the_launcher_forgets_what_a_sandbox_was_told(keywords: dict[str, Any]) -> None:
+    """The next one is set up in its memory, or in a copy of it."""
+    secret = uuid.uuid4().hex
+    with contextlib.suppress(nsbox.SetupError):
+        nsbox.run(["true"], env={"SECRET": secret}, check=True, **keywords)
+    (owner,) = [one for one in registry.owners() if one.pid == os.getpid()]
+    assert b"nsbox" in kit.memory(owner.launcher), "it can be read"
+    assert secret.encode() not in kit.memory(owner.launcher)
