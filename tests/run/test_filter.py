@@ -117,6 +117,7 @@ def test_no_other_sockets_and_no_io_uring_by_any_way(place: str, profile: str) -
         assert wrong == [], way
 
 
+@pytest.mark.kernel("root")
 def test_without_the_profile_the_same_calls_are_the_kernel_s() -> None:
     """Else the test above would pass on a kernel that has none of it."""
     for way, got in answers("run", FORBIDDEN, profile="none").items():
