@@ -58,9 +58,8 @@ def test_the_report_has_every_check_and_says_that_run_works(here: nsbox.Report) 
 @pytest.mark.userns
 @pytest.mark.kernel
 @pytest.mark.parametrize("kind", ["user", "mnt", "pid", "net", "ipc", "uts", "cgroup"])
-def test_a_namespace_that_can_be_made_is_reported_so(kind: str) -> None:
-    report = nsbox.doctor()
-    assert report[f"{kind} namespace"].ok, report[f"{kind} namespace"]
+def test_a_namespace_that_can_be_made_is_reported_so(here: nsbox.Report, kind: str) -> None:
+    assert here[f"{kind} namespace"].ok, here[f"{kind} namespace"]
 
 
 @pytest.mark.userns
@@ -77,8 +76,8 @@ def test_the_rules_of_a_network_are_tried_without_any_program(
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", ["memory cgroup", "memory limit", "pids cgroup", "pids limit",
                                   "cpu cgroup"])  # fmt: skip
-def test_a_cgroup_that_can_be_limited_is_reported_so(name: str) -> None:
-    check = nsbox.doctor()[name]
+def test_a_cgroup_that_can_be_limited_is_reported_so(here: nsbox.Report, name: str) -> None:
+    check = here[name]
     assert check.ok, check
 
 

@@ -53,15 +53,15 @@ def out(completed: nsbox.Completed) -> str:
     return completed.stdout.strip()
 
 
-def held(launcher: int, kind: str) -> set[str]:
-    """Namespaces that it has ready, beside those that are its own."""
+def held(launcher: int, *kinds: str) -> set[str]:
+    """Namespaces that it has ready, beside its own, which are ours."""
     found = set()
     for name in os.listdir(f"/proc/{launcher}/fd"):
         try:
             found.add(os.readlink(f"/proc/{launcher}/fd/{name}"))
         except FileNotFoundError:  # was closed meanwhile
             pass
-    return {text for text in found - {namespace_id(kind, launcher)} if text.startswith(f"{kind}:")}
+    return {text for text in found - set(map(namespace_id, kinds)) if text.startswith(kinds)}
 
 
 def spaces(*kinds: str) -> list[str]:

@@ -75,7 +75,7 @@ def test_what_the_launcher_has_ready_goes_to_one_sandbox() -> None:
     """And it makes the next ones, which are new."""
 
     def ready(launcher: int) -> set[str]:
-        found = kit.held(launcher, "net") | kit.held(launcher, "ipc")
+        found = kit.held(launcher, "net", "ipc")
         return found if len(found) == 2 else set()
 
     seen: set[str] = set()
