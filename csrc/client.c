@@ -17,6 +17,7 @@
  * pages that are on their way to a list (0.1 ms). */
 #define SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL)
 #define STACK_SIZE 32768
+#define MNT_ID_UNIQUE 0x4000U /* STATX_MNT_ID_UNIQUE, Linux 6.8 */
 
 struct start {
 	int fds[4]; /* exe, control, lock, owner: in the order of the launcher's numbers, below */
@@ -296,31 +297,34 @@ static int64_t namespace_number(const char *path)
 /*
  * What a path, and "the caller's namespace", mean to the calling thread: ids, root directory
  * and namespaces. A thread that moved itself gets another launcher. A mount is of one mount
- * namespace, and the launcher's root, which it keeps, shares its id with no other.
+ * namespace: one that is never called as another tells that, too.
  */
 int nsb_view(uint64_t *view, unsigned int count)
 {
 	static const char *const namespaces[] = {
+		"/proc/thread-self/ns/mnt",
 		"/proc/thread-self/ns/net",
 		"/proc/thread-self/ns/user",
 	};
+	unsigned int unknown = 0;
 	struct statx st;
 	int err;
 
 	if (count != 8)
 		return -EINVAL;
-	err = (int)nsb_sys5(__NR_statx, AT_FDCWD, "/", 0, STATX_INO | STATX_MNT_ID, &st);
+	err = (int)nsb_sys5(__NR_statx, AT_FDCWD, "/", 0, STATX_INO | MNT_ID_UNIQUE, &st);
 	if (err < 0)
 		return err;
 	view[0] = st.stx_ino;
 	view[1] = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor;
-	view[2] = st.stx_mnt_id;
-	for (unsigned int i = 0; i < 2; i++) {
-		int64_t number = namespace_number(namespaces[i]);
+	if (st.stx_mask & MNT_ID_UNIQUE)
+		view[2 + unknown++] = st.stx_mnt_id;
+	for (; unknown < 3; unknown++) {
+		int64_t number = namespace_number(namespaces[unknown]);
 
 		if (number < 0)
 			return (int)number;
-		view[3 + i] = (uint64_t)number;
+		view[2 + unknown] = (uint64_t)number;
 	}
 	view[5] = (uint64_t)nsb_sys0(__NR_geteuid) << 32 | (uint64_t)nsb_sys0(__NR_getegid);
 	view[6] = (uint64_t)nsb_sys0(__NR_getuid) << 32 | (uint64_t)nsb_sys0(__NR_getgid);

@@ -25,7 +25,7 @@ def hashed_once(cls: type[_T]) -> type[_T]:
         return value
 
     def __getstate__(self: Any) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in names}
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}
 
     cls.__hash__ = __hash__  # type: ignore[method-assign]
     cls.__getstate__ = __getstate__  # type: ignore[attr-defined]

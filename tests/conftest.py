@@ -96,9 +96,12 @@ def _leave_to_others(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On another kernel, whose runner says who runs them there: "root" or "user"."""
     me = os.environ.get("NSBOX_KERNEL_USER")
     others = []
-    for item in items if me else ():
+    for item in items:
         mark = item.get_closest_marker("kernel")
-        if mark is not None and mark.args and me not in mark.args:
+        by = mark.args if mark is not None else ()
+        if not set(by) <= {"root", "user"}:
+            raise pytest.UsageError(f"{item.nodeid}: kernel{by}: the users there are root and user")
+        if me and by and me not in by:
             others.append(item)
     if others:
         config.hook.pytest_deselected(items=others)

@@ -21,6 +21,14 @@ struct nsb_plan *nsb_plan_accept(void *plan, size_t size);
 struct nsb_plan *nsb_plan_map(int fd, size_t *size);
 void nsb_plan_unmap(void *plan, size_t size);
 
+static inline void nsb_wipe(void *memory, size_t size)
+{
+	char *p = memory;
+
+	while (size--)
+		*p++ = 0;
+}
+
 /* spawn.c */
 struct nsb_spawn {
 	struct nsb_ctx *cx;

@@ -141,7 +141,8 @@ struct request {
 	struct nsb_request head;
 	int fds[2 + NSB_MAX_PASSED];
 	unsigned int nfds;
-	int err; /* why it cannot be served, when the kernel could not deliver all of it */
+	size_t received; /* bytes of head */
+	int err;	 /* why it cannot be served, when the kernel could not deliver all of it */
 };
 
 static struct request request __attribute__((aligned(8))); /* for a plan in its text */
@@ -174,6 +175,7 @@ static int receive(void)
 		return 0;
 	if (got <= 0)
 		return -1;
+	request.received = (size_t)got;
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c; c = CMSG_NXTHDR(&msg, c)) {
 		if (c->cmsg_level != SOL_SOCKET)
 			continue;
@@ -336,6 +338,12 @@ static int launch(struct nsb_plan *plan)
 	return err;
 }
 
+static void give_plan(struct nsb_plan *plan, size_t size)
+{
+	if (!request.head.size)
+		nsb_plan_unmap(plan, size);
+}
+
 /* The plan in the request, or in a memfd beside it; NULL: refused. */
 static struct nsb_plan *take_plan(size_t *size)
 {
@@ -351,7 +359,7 @@ static struct nsb_plan *take_plan(size_t *size)
 		plan = nsb_plan_map(request.fds[1], size);
 	if (!plan || plan->nfds + others == request.nfds)
 		return plan;
-	nsb_plan_unmap(plan, *size);
+	give_plan(plan, *size);
 	return NULL;
 }
 
@@ -363,7 +371,7 @@ static void serve_spawn(void)
 
 	if (plan) {
 		err = launch(plan);
-		nsb_plan_unmap(plan, size);
+		give_plan(plan, size);
 		if (err < 0)
 			nsb_send_failed(request.fds[0], NSB_AT_CLONE, -err,
 					err == -EMFILE ? "fcntl" : "clone3");
@@ -375,7 +383,8 @@ static void serve_spawn(void)
 		drop(&request.fds[i]);
 }
 
-/* false: the owner has gone. */
+/* false: the owner has gone. What came is not to be read in the memory of the next one's set-up,
+ * whatever has become of it. */
 static bool serve(void)
 {
 	int got = receive();
@@ -386,6 +395,7 @@ static bool serve(void)
 		nsb_sweep_add(request.head.text, request.head.size);
 	else
 		serve_spawn();
+	nsb_wipe(&request.head, request.received);
 	return true;
 }
 

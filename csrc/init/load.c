@@ -51,11 +51,8 @@ struct nsb_plan *nsb_plan_map(int fd, size_t *size)
 /* What one sandbox was told is not to be read in the memory of the next one's set-up. */
 void nsb_plan_unmap(void *plan, size_t size)
 {
-	char *p = plan;
-
-	if (size > sizeof(small))
+	if (plan != (void *)small)
 		nsb_sys2(__NR_munmap, plan, size);
 	else
-		while (size--)
-			*p++ = 0;
+		nsb_wipe(plan, size);
 }

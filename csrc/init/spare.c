@@ -72,6 +72,18 @@ static int open_ports(void)
 	return 0;
 }
 
+/* The way back may be closed: setns(2) needs a right over the user namespace that has it, which a
+ * caller that is root of another one does not have. It is tried before anything is left. */
+static int home_of(const char *path, int kind)
+{
+	int fd = own(path);
+	int err = fd < 0 ? fd : (int)nsb_sys2(__NR_setns, fd, kind);
+
+	if (fd >= 0 && err < 0)
+		sys_close(fd);
+	return err < 0 ? err : fd;
+}
+
 /* The launcher's own namespaces are what sandboxes share with it: without them, it is of no use. */
 static void go_home(int home, int kind)
 {
@@ -82,7 +94,7 @@ static void go_home(int home, int kind)
 static void make_ipc(void)
 {
 	if (home_ipc < 0)
-		home_ipc = own("/proc/self/ns/ipc");
+		home_ipc = home_of("/proc/self/ns/ipc", CLONE_NEWIPC);
 	if (ipc >= 0 || home_ipc < 0 || nsb_sys1(__NR_unshare, CLONE_NEWIPC) < 0)
 		return;
 	ipc = own("/proc/self/ns/ipc");
@@ -99,7 +111,7 @@ int nsb_spare_make(void)
 	wanted = false; /* until the next one is taken; for ever, where making them fails */
 	make_ipc();
 	if (home_net < 0)
-		home_net = own("/proc/self/ns/net");
+		home_net = home_of("/proc/self/ns/net", CLONE_NEWNET);
 	err = home_net < 0 ? home_net : (int)nsb_sys1(__NR_unshare, CLONE_NEWNET);
 	if (err < 0)
 		return err;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -44,3 +45,19 @@ def test_the_launcher_forgets_what_a_sandbox_was_told(keywords: dict[str, Any]) 
     (owner,) = [one for one in registry.owners() if one.pid == os.getpid()]
     assert b"nsbox" in kit.memory(owner.launcher), "it can be read"
     assert secret.encode() not in kit.memory(owner.launcher)
+
+
+@pytest.mark.root
+def test_the_launcher_forgets_what_it_could_not_serve() -> None:
+    nsbox.run(["true"])
+    (owner,) = [one for one in registry.owners() if one.pid == os.getpid()]
+    secret = uuid.uuid4().hex
+    limits = resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE)
+    resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE, (10, limits[1]))
+    try:
+        with pytest.raises(nsbox.SetupError, match="recvmsg"):
+            nsbox.run(["true"], init=False, env={"SECRET": secret})
+    finally:
+        resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE, limits)
+    assert secret.encode() not in kit.memory(owner.launcher)
+    nsbox.run(["true"])

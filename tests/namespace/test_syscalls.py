@@ -175,3 +175,33 @@ def test_a_program_that_moved_itself_gets_sandboxes_where_it_is() -> None:
     bind = nsbox.Mount.bind("/run/data", "/data")
     done = nsbox.run(["cat", "/data/file"], mounts=[bind], capture_output=True, text=True)
     assert done.stdout == "seen"
+
+
+@elsewhere
+def test_no_mount_namespace_is_taken_for_another_whose_root_had_its_id() -> None:
+    """Ids of mounts are given again: by the time that the second thread comes, that of the first
+    one's first root is free, though its namespace lives."""
+    import threading
+
+    from nsbox import _core
+
+    os.mkdir("/run/new")
+    views, spaces = [], []
+
+    def moves(on: bool) -> None:
+        sc.unshare(Clone.NEWNS | 0x200)  # CLONE_FS: a root of its own
+        sc.mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
+        views.append(_core.view())
+        spaces.append(os.open("/proc/thread-self/ns/mnt", os.O_RDONLY))
+        if on:
+            sc.mount("/", "/run/new", None, MountFlag.BIND | MountFlag.REC)
+            os.chdir("/run/new")
+            sc.pivot_root(".", ".")
+            sc.umount2(".", 2)
+
+    for turn in range(60):
+        thread = threading.Thread(target=moves, args=(turn % 2 == 0,))
+        thread.start()
+        thread.join()
+    assert len({os.fstat(fd).st_ino for fd in spaces}) == 60
+    assert len(set(views)) == 60

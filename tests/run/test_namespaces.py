@@ -8,6 +8,7 @@ import functools
 import itertools
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,31 @@ def test_what_the_launcher_has_ready_goes_to_one_sandbox() -> None:
             expected = poll_until(functools.partial(ready, launcher), what="spare ones")
             assert not expected & seen, "one that is in use is ready for the next one"
             assert kit.namespace_id("ipc", launcher) == kit.namespace_id("ipc")
+
+
+#: A sandbox, and then a plan for which the launcher may make namespaces ahead, which may fail.
+STRANGER = """
+import contextlib, time, nsbox
+with nsbox.Popen(["sleep", "1000"]) as process:
+    keywords = {"root": nsbox.Rootfs.inherit(), "profile": "none", "init": False}
+    for _ in range(3):
+        with contextlib.suppress(nsbox.SetupError):  # no setgroups(2) where one id is mapped
+            nsbox.run(["true"], namespaces=["net", "ipc"], **keywords)
+        time.sleep(0.05)
+        assert process.poll() is None
+    nsbox.run(["true"], check=True)
+    assert process.poll() is None
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("own", ["", "n", "i", "ni"])
+def test_a_launcher_stays_where_it_could_not_come_back(own: str) -> None:
+    """Root of a user namespace that does not have the namespaces that it is in."""
+    done = subprocess.run(
+        ["unshare", f"-Ur{own}", sys.executable, "-c", STRANGER], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_same_ids_as_lsns() -> None:

@@ -5,10 +5,13 @@ is started; each right one means what it says."""
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import itertools
 import os
+import pickle
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -27,6 +30,9 @@ from nsbox.spec import (
     host_path,
     make_spec,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PURE = pytest.mark.leaks_ok("many values, one code: test_refusals_leave_nothing looks for leaks")
 LONE = "\ud800"  # half of a surrogate pair: a str that no encoding of the kernel's has
@@ -483,3 +489,27 @@ def test_a_relative_root_is_looked_up_each_time(
         monkeypatch.chdir(tmp_path / name)
         found.append(sandbox.build_spec(["/bin/true"], {"root": "r"}).root.path)
     assert found == [os.path.join(tmp_path, "a", "r"), os.path.join(tmp_path, "b", "r")]
+
+
+@pytest.mark.parametrize("again", [lambda value: pickle.loads(pickle.dumps(value)), copy.copy,
+                                   copy.deepcopy], ids=["pickle", "copy", "deepcopy"])  # fmt: skip
+def test_a_copy_is_equal_and_its_hash_its_own(again: Callable[[Any], Any]) -> None:
+    """Hashes of strings are others in another process: one that was worked out stays behind."""
+    for value in (
+        Limits(memory="1MiB"),
+        Rootfs.dir("/x"),
+        make_spec(["a"]),
+        Ours(pids=3, label="b"),
+    ):
+        hash(value)
+        twin = again(value)
+        assert twin == value
+        assert "_hash" not in vars(twin)
+        assert hash(twin) == hash(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours(Limits):
+    """A user's own."""
+
+    label: str = ""

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parents[1]
+TESTS = CHECKOUT / "tests"
 TIMEOUT_SCALE = 10
+NO_TESTS = 5  # pytest's exit code
 TAIL_PASSED = 8  # lines of pytest's output shown
 TAIL_FAILED = 300
 NOT_TESTED = (".git", ".venv", ".hypothesis", ".*_cache", "build", "dist")
@@ -90,6 +92,7 @@ class Plan:
     shown: Mapping[Path, Path]
     work: Path
     timeout_s: float
+    few: bool  # not all tests: those of one user may be none
 
 
 class Run:
@@ -99,6 +102,7 @@ class Run:
         """Find the kernel, fetching it if need be; nothing is started."""
         self.kernel = kernels.find(series)
         self.user = user
+        self._few = plan.few
         self._out = plan.work / f"{series}-{user.name}"
         self._out.mkdir()
         self._out.chmod(0o777)  # whatever uid the user has there; its parent is 0700 here
@@ -111,7 +115,7 @@ class Run:
         """Boot, test, and read the report."""
         outcome = self.machine.run()
         passed, failed, skipped = _counts(self._junit)
-        problem = _problem(outcome.code)
+        problem = "" if self._few and outcome.code == NO_TESTS else _problem(outcome.code)
         if problem and not failed:
             failed = 1  # the run itself
         self._log.parent.mkdir(exist_ok=True)
@@ -160,7 +164,9 @@ def make_plan(args: argparse.Namespace, work: Path) -> Plan:
     shown |= hidden([path for path in others if not path.is_relative_to(CHECKOUT)])
     if (CHECKOUT / ".venv").exists():
         shown[CHECKOUT / ".venv"] = CHECKOUT / ".venv"
-    return Plan(args.python, files, shlex.split(args.pytest_args), shown, work, args.timeout)
+    more = shlex.split(args.pytest_args)
+    few = bool(more) or args.tests != TESTS
+    return Plan(args.python, files, more, shown, work, args.timeout, few)
 
 
 def snapshot(target: Path) -> Path:
@@ -223,7 +229,7 @@ def _problem(code: int) -> str:
         0: "",
         1: "",
         2: "pytest was interrupted, or could not collect",
-        5: "no tests",
+        NO_TESTS: "no tests",
         TIMED_OUT: "out of time",
         DIED: "the machine died",
     }
@@ -274,7 +280,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--kernel", action="append", metavar="SERIES", help="6.1 or 6.12; default: both")
     add("--only", choices=[user.name for user in USERS], help="default: both")
-    add("--tests", type=Path, default=CHECKOUT / "tests", metavar="PATH", help="file or directory")
+    add("--tests", type=Path, default=TESTS, metavar="PATH", help="file or directory")
     add("--pytest-args", default="", metavar="ARGS", help="one string, as in '-k cgroup -x'")
     add("--python", type=Path, default=CHECKOUT / ".venv/bin/python", metavar="PATH")
     add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="machines at a time")
