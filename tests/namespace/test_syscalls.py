@@ -179,13 +179,15 @@ def test_a_program_that_moved_itself_gets_sandboxes_where_it_is() -> None:
 
 @elsewhere
 def test_no_mount_namespace_is_taken_for_another_whose_root_had_its_id() -> None:
-    """Ids of mounts are given again: by the time that the second thread comes, that of the first
-    one's first root is free, though its namespace lives."""
+    """Ids of mounts are given again, the least first. When the second thread of two comes, that of
+    the first one's first root is free, though its namespace lives; and a lesser one, for the mount
+    that is below its root."""
     import threading
 
     from nsbox import _core
 
     os.mkdir("/run/new")
+    os.mkdir("/run/less")
     views, spaces = [], []
 
     def moves(on: bool) -> None:
@@ -200,6 +202,10 @@ def test_no_mount_namespace_is_taken_for_another_whose_root_had_its_id() -> None
             sc.umount2(".", 2)
 
     for turn in range(60):
+        if turn % 2:
+            sc.umount2("/run/less")
+        else:
+            sc.mount("tmpfs", "/run/less", "tmpfs")
         thread = threading.Thread(target=moves, args=(turn % 2 == 0,))
         thread.start()
         thread.join()
