@@ -56,6 +56,8 @@ int step_lo_up(struct nsb_ctx *cx, const struct nsb_op *op)
 	int err, fd;
 
 	(void)op;
+	if (cx->lo_is_up)
+		return 0;
 	cx->call = "socket";
 	fd = (int)nsb_sys3(__NR_socket, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)

@@ -96,15 +96,17 @@ def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     if isinstance(keywords.get("root"), (str, os.PathLike)):
         return None
     values = (args, *keywords.values())
-    return (*keywords, *map(type, values), *map(_plain, values))
+    plain = [_plain(value) if type(value) in _SEQUENCES else value for value in values]
+    return (*keywords, *map(type, values), *plain)
 
 
 _STRINGS = frozenset((str,))
+_SEQUENCES = (list, tuple)
 
 
 def _plain(value: Any) -> object:
     """Equal for what is equal and has parts of the same types: True is 1, but not a user."""
-    if type(value) is not list and type(value) is not tuple:
+    if type(value) not in _SEQUENCES:
         return value
     if _STRINGS.issuperset(map(type, value)):
         return tuple(value)

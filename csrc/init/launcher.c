@@ -317,6 +317,7 @@ static int launch(struct nsb_plan *plan)
 	context.shared = spawn.share;
 	err = make_go(&spawn, &children[i]);
 	if (err == 0 && take_spares(&spawn)) {
+		context.lo_is_up = spawn.net >= 0;
 		/* The /proc files of a process that is not dumpable are root's: an ordinary user
 		 * could not write its maps. The child takes a copy of this flag. */
 		if (context.plan->uid_map)

@@ -12,27 +12,30 @@
 static int net = -1, ipc = -1, home_net = -1, home_ipc = -1;
 static bool wanted, opened;
 
-/* A low descriptor, or -1. */
-static int take(int *spare, bool good)
+static int take(int *spare)
 {
-	int fd = *spare < 0 || !good ? -1 : sys_dup_above(*spare, 0);
+	int fd = *spare;
 
-	if (*spare >= 0)
-		sys_close(*spare);
 	*spare = -1;
 	return fd;
 }
 
-/* A low descriptor, or -1: there is none, or none with ports that are open to everybody. */
+/* A descriptor, or -1: there is none, or none with ports that are open to everybody. */
 int nsb_spare_take_net(bool open_ports)
 {
+	int fd = take(&net);
+
 	wanted = true;
-	return take(&net, opened || !open_ports);
+	if (fd >= 0 && open_ports && !opened) {
+		sys_close(fd);
+		fd = -1;
+	}
+	return fd;
 }
 
 int nsb_spare_take_ipc(void)
 {
-	return take(&ipc, true);
+	return take(&ipc);
 }
 
 bool nsb_spare_wanted(void)
@@ -105,7 +108,7 @@ static void make_ipc(void)
 int nsb_spare_make(void)
 {
 	struct nsb_op op = { 0 };
-	struct nsb_ctx cx;
+	struct nsb_ctx cx = { .lo_is_up = false };
 	int err;
 
 	wanted = false; /* until the next one is taken; for ever, where making them fails */

@@ -33,10 +33,10 @@ static int child_main(void *arg)
 	struct nsb_ctx *cx = spawn->cx;
 	char byte;
 
-	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
-	cx->go = spawn->go;
 	if (!cx->plan->njoin && !enter_spares(spawn))
 		return 125;
+	sys_close_range(NSB_FD_HIGH, ~0U, spawn->share ? CLOSE_RANGE_UNSHARE : 0);
+	cx->go = spawn->go;
 	/* End of file instead of the byte: the launcher died, or could not write the maps. */
 	if (cx->plan->uid_map && sys_read(spawn->go, &byte, 1) != 1)
 		return 125;
@@ -102,6 +102,7 @@ static int joiner_main(void *arg)
 {
 	struct nsb_spawn *spawn = arg;
 	struct nsb_ctx *cx = spawn->cx;
+	bool entered = enter_spares(spawn);
 
 	sys_close_range(NSB_FD_HIGH, ~0U, CLOSE_RANGE_UNSHARE);
 	sys_close(NSB_FD_CONTROL);
@@ -112,7 +113,7 @@ static int joiner_main(void *arg)
 		sys_close(cx->plan_fd);
 		cx->exe = cx->plan_fd = -1;
 	}
-	if (!enter_spares(spawn) || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
+	if (!entered || nsb_run_ops(cx, 0, cx->plan->njoin) < 0)
 		return 0;
 	sys_close(cx->proc);
 	cx->proc = -1;
