@@ -401,7 +401,8 @@ class Process:
         with interrupts.Held(), self._lock:
             undo, self._undo = self._undo, _DONE
             try:
-                undo.close()
+                if undo is not _DONE:
+                    self._close(undo)
             except OSError:
                 if self._stuck is None or self.cgroup is None:
                     raise
@@ -410,8 +411,19 @@ class Process:
         if stuck is not None:
             raise stuck
 
+    def _close(self, undo: ExitStack) -> None:
+        """Its own end comes first, for what the others undo is what it stands on."""
+        with undo:
+            try:
+                self.end()
+            finally:
+                try:
+                    self.settle_changes()
+                finally:
+                    self.release()
+
     def end(self) -> None:
-        """The first undo: no process may outlive what it stands on."""
+        """No process may outlive what it stands on."""
         if os.getpid() != self._owner:
             return
         self._know_pidfd()
@@ -607,9 +619,6 @@ def _spawn(
                 channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
             process = Process(plan, channel)
             process.cgroup, process.inject, process.lease = cgroup, inject, place
-            undo.callback(process.release)
-            undo.callback(process.settle_changes)
-            undo.callback(process.end)
             process._undo = undo.pop_all()
     deadline = process.started_at + patience if "pid" in plan.joined else None
     try:
