@@ -188,7 +188,7 @@ int step_execing(struct nsb_ctx *cx, const struct nsb_op *op)
 
 	(void)op;
 	cx->executing = true;
-	if (!cx->shared) /* else the launcher reads the line above, and tells with STARTED */
+	if (!cx->told)
 		nsb_send(cx->channel, &record, -1);
 	return 0;
 }

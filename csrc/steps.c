@@ -65,7 +65,7 @@ void nsb_ctx_init(struct nsb_ctx *cx, void *plan)
 	cx->call = "";
 	cx->at = NSB_AT_NOWHERE;
 	cx->exec_errno = 0;
-	cx->shared = cx->lo_is_up = cx->executing = false;
+	cx->told = cx->lo_is_up = cx->executing = false;
 	cx->channel = cx->plan_fd = cx->exe = cx->parent = cx->root = cx->proc = cx->go = -1;
 	for (int i = 0; i < NSB_MAX_SLOTS; i++)
 		cx->slots[i] = -1;

@@ -24,7 +24,7 @@ struct nsb_ctx {
 	const struct nsb_plan *plan;
 	const char *call; /* the system call that is being made */
 	uint32_t at;	  /* index of the op that is being run */
-	bool shared;	  /* this is the launcher's own memory */
+	bool told;	  /* the launcher reads executing here, in its own memory, and tells */
 	bool lo_is_up;	  /* in the network that was made ahead */
 	bool executing;	  /* everything up to execve succeeded */
 	int exec_errno;	  /* of a PATH entry that was passed over, when it says more */

@@ -76,7 +76,6 @@ def _make(uids: IdLines, gids: IdLines) -> int:
     plan = compile_id_holder(uids, gids)
     holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
     try:
-        # The holder is our launcher's child and not reaped: its number is its own.
-        return os.open(f"/proc/{holder.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        return holder.open_namespace("user")
     finally:
         holder.close()

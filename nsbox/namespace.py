@@ -149,7 +149,7 @@ class Namespace:
         # What a process has unshared is there for its children before it is its own.
         name = "time_for_children" if kind == "time" else kind
         try:
-            fd = os.open(f"/proc/{holder.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = holder.open_namespace(name)
         except BaseException:
             holder.close()
             raise

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 FOREVER = ("sleep", "infinity")
 _HOSTS = "/etc/hosts"
-_EXEC_S = 5.0
 #: Whatever the host's own settings, which a new network namespace starts with: answers may come
 #: by another way than the one that leads there.
 SYSCTLS = (("net/ipv4/conf/all/rp_filter", "2"),)
@@ -192,19 +189,6 @@ class Link:
         return f"<nsbox.nodes.Link {self}>"
 
 
-def _net_of(holder: Process) -> int:
-    """A descriptor of its network namespace. Until it has executed nsbox-init, which it says just
-    before, an ordinary user may not look at it, nor enter anything of its."""
-    deadline = time.monotonic() + _EXEC_S
-    while True:
-        try:
-            return os.open(f"/proc/{holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-        except PermissionError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.0005)
-
-
 class Network:
     """A network namespace of a topology's, with a process that holds it and a socket in it."""
 
@@ -242,7 +226,7 @@ class Network:
         with ExitStack() as failed:
             holder = spawn(plan, descriptors)
             failed.callback(holder.close)
-            fd = _net_of(holder)
+            fd = holder.open_namespace("net")
             failed.pop_all()
         nslist.boxes[holder.pid] = label
         # Root acts from outside, with rights in all of them: links lead from one to another.

@@ -248,6 +248,10 @@ class Process:
         self.ended_at = time.monotonic()
         self.kill()
 
+    def open_namespace(self, kind: str) -> int:
+        """A descriptor of one that it is in: by its number, which is its own until it is reaped."""
+        return os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+
     def exiting(self) -> bool:
         """It is about to end: a PID 1 first waits until all others of its namespace are gone."""
         try:

@@ -51,7 +51,6 @@ def _build(spec: Spec, host: Host) -> int:
     null = dev_null()
     holder = spawn(compile_template(spec, host), {Slot("stdio", n): null for n in range(3)})
     try:
-        # The holder is our launcher's child and not reaped: its number is its own.
-        return os.open(f"/proc/{holder.pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        return holder.open_namespace("mnt")
     finally:
         holder.close()

@@ -233,7 +233,7 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 		disown(spawn->pid, i);
 		return;
 	}
-	if (spawn->share && spawn->cx->executing && !(plan->flags & NSB_PLAN_INIT))
+	if (spawn->cx->told && spawn->cx->executing && !(plan->flags & NSB_PLAN_INIT))
 		record.kind = NSB_STARTED;
 	nsb_send(child->channel, &record, child->pidfd);
 	if (plan->uid_map && plan->flags & NSB_PLAN_INNER_MAP) {
@@ -253,8 +253,23 @@ static void adopt(struct nsb_spawn *spawn, uint32_t i, int channel)
 	child->mounts = mounts < 0 ? -1 : keep(mounts);
 	if (plan->flags & NSB_PLAN_INIT || err < 0)
 		drop(&child->go);
-	else if (!spawn->share)
+	else if (child->go >= 0)
 		watch(child->go, 0, FROM_GO, i);
+}
+
+/*
+ * CLONE_VFORK ends before execve(2) has exchanged the memory. Who is told then may open the
+ * child's /proc/PID/ns, and the launcher's memory, which is not dumpable, is in the way (EACCES)
+ * of an ordinary user, who has rights over the child for its user namespace alone.
+ */
+static bool opened_soon(const struct nsb_plan *plan)
+{
+	const struct nsb_op *ops = (const struct nsb_op *)(plan + 1);
+
+	for (uint32_t i = 0; i < plan->njoin && !(plan->flags & NSB_PLAN_INIT); i++)
+		if (ops[i].code == NSB_OP_SETNS && ops[i].n & CLONE_NEWUSER)
+			return true;
+	return false;
 }
 
 static int make_go(struct nsb_spawn *spawn, struct child *child)
@@ -262,7 +277,7 @@ static int make_go(struct nsb_spawn *spawn, struct child *child)
 	int ends[2], err;
 
 	child->go = child->mounts = spawn->go = -1;
-	if (spawn->share)
+	if (spawn->cx->told)
 		return 0;
 	err = (int)nsb_sys2(__NR_pipe2, ends, O_CLOEXEC);
 	if (err < 0)
@@ -314,7 +329,7 @@ static int launch(struct nsb_plan *plan)
 		context.slots[k] = request.fds[request.nfds - context.plan->nfds + k];
 	spawn.share =
 		!context.plan->uid_map && !(context.plan->flags & NSB_PLAN_FORK) && !more_waiting();
-	context.shared = spawn.share;
+	context.told = spawn.share && !opened_soon(plan);
 	err = make_go(&spawn, &children[i]);
 	if (err == 0 && take_spares(&spawn)) {
 		context.lo_is_up = spawn.net >= 0;

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def _launcher() -> int:
+    (own,) = [one for one in registry.owners() if one.pid == os.getpid()]
+    return own.launcher
+
+
 @pytest.mark.userns
 def test_a_payload_finds_no_secret_of_its_owner_or_of_other_sandboxes(tmp_path: Path) -> None:
     kit.run_scenario("secrets", str(tmp_path))
@@ -42,22 +47,22 @@ def test_the_launcher_forgets_what_a_sandbox_was_told(keywords: dict[str, Any]) 
     secret = uuid.uuid4().hex
     with contextlib.suppress(nsbox.SetupError):
         nsbox.run(["true"], env={"SECRET": secret}, check=True, **keywords)
-    (owner,) = [one for one in registry.owners() if one.pid == os.getpid()]
-    assert b"nsbox" in kit.memory(owner.launcher), "it can be read"
-    assert secret.encode() not in kit.memory(owner.launcher)
+    launcher = _launcher()
+    assert b"nsbox" in kit.memory(launcher), "it can be read"
+    assert secret.encode() not in kit.memory(launcher)
 
 
 @pytest.mark.root
 def test_the_launcher_forgets_what_it_could_not_serve() -> None:
     nsbox.run(["true"])
-    (owner,) = [one for one in registry.owners() if one.pid == os.getpid()]
+    launcher = _launcher()
     secret = uuid.uuid4().hex
-    limits = resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE)
-    resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE, (10, limits[1]))
+    limits = resource.prlimit(launcher, resource.RLIMIT_NOFILE)
+    resource.prlimit(launcher, resource.RLIMIT_NOFILE, (10, limits[1]))
     try:
         with pytest.raises(nsbox.SetupError, match="recvmsg"):
             nsbox.run(["true"], init=False, env={"SECRET": secret})
     finally:
-        resource.prlimit(owner.launcher, resource.RLIMIT_NOFILE, limits)
-    assert secret.encode() not in kit.memory(owner.launcher)
+        resource.prlimit(launcher, resource.RLIMIT_NOFILE, limits)
+    assert secret.encode() not in kit.memory(launcher)
     nsbox.run(["true"])

@@ -10,8 +10,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support import scaled
 
 import nsbox
+from nsbox import _core, launcher, probe
+from nsbox.compile import compile_holder
+from nsbox.names import Kind
+from nsbox.process import dev_null
+from nsbox.spec import make_spec
+from nsbox.steps import JOIN, Slot
 
 KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user", "time"]
 pytestmark = pytest.mark.userns
@@ -29,6 +36,26 @@ def test_create_and_run(kind: str) -> None:
         assert inside.stdout == f"{kind}:[{ns.id}]\n"
         assert ns.id != own(kind)
         assert ns != nsbox.Namespace.current(kind)
+
+
+def test_its_holder_has_executed_before_anybody_is_told() -> None:
+    """The end of CLONE_VFORK is too early: with the launcher's memory, which is not dumpable, an
+    ordinary user may not open its /proc/PID/ns."""
+    spec = make_spec(["pause"], root=nsbox.Rootfs.inherit(), namespaces=["uts"], profile="none")
+    with nsbox.Namespace.create("user") as user:
+        _, pidfd, id_map = user.joins()
+        plan = compile_holder(spec, probe.host(), join=("user",), join_map=id_map)
+        given = {JOIN: pidfd, **{Slot("stdio", n): dev_null() for n in range(3)}}
+        channel = launcher.current().submit(plan.encode(), [given[slot] for slot in plan.passed])
+        kinds = []
+        while Kind.STARTED not in kinds:
+            told = _core.receive(channel, 1000 * int(scaled(10)))
+            assert told is not None, kinds
+            kinds.append(told[0].kind)
+            if told[1] >= 0:
+                os.close(told[1])
+        os.close(channel)
+    assert set(kinds) == {Kind.SPAWNED, Kind.EXECING, Kind.STARTED}
 
 
 def test_an_unshared_uts_name_stays_inside() -> None:
