@@ -152,24 +152,32 @@ def measure(
 ) -> tuple[dict[str, Result], dict[str, str]]:
     """``plug-WAY``, ``pods-WAY@64`` and ``close-network``, and why others are absent."""
     argv = ["unshare", "--net", sys.executable, __file__]
-    lines = {f"plug-{way}": f"plug {way}" for way in WAYS} | {"close-network": "close"}
-    lines |= {f"pods-{way}@{PODS}": f"pods {way}" for way in POD_WAYS}
-    samplers: dict[str, Callable[[], int]] = {}
+    quick = {f"plug-{way}": f"plug {way}" for way in WAYS} | {"close-network": "close"}
+    slow = {f"pods-{way}@{PODS}": f"pods {way}" for way in POD_WAYS}
     absent: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         process = stack.enter_context(LineProcess(argv))
-        for name, line in lines.items():
-            try:
-                _ask(process, line)
-            except SampleFailed as why:
-                absent[name] = str(why)
-            else:
-                samplers[name] = partial(_ask, process, line)
-        many = {name: samplers.pop(name) for name in list(samplers) if "@" in name}
+        samplers = _possible(process, quick, absent)
         results = interleave(samplers, rounds, gap_s=gap_s, rng=rng)
+        samplers = _possible(process, slow, absent)
         rounds = min(rounds, MOST_POD_ROUNDS)
-        results |= interleave(many, rounds, gap_s=gap_s, rng=rng, warm_up=1)
+        results |= interleave(samplers, rounds, gap_s=gap_s, rng=rng, warm_up=1)
         return results, absent
+
+
+def _possible(
+    process: LineProcess, lines: dict[str, str], absent: dict[str, str]
+) -> dict[str, Callable[[], int]]:
+    """Those that work once."""
+    samplers: dict[str, Callable[[], int]] = {}
+    for name, line in lines.items():
+        try:
+            _ask(process, line)
+        except SampleFailed as why:
+            absent[name] = str(why)
+        else:
+            samplers[name] = partial(_ask, process, line)
+    return samplers
 
 
 if __name__ == "__main__":

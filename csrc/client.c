@@ -306,7 +306,7 @@ int nsb_view(uint64_t *view, unsigned int count)
 		"/proc/thread-self/ns/net",
 		"/proc/thread-self/ns/user",
 	};
-	unsigned int unknown = 0;
+	bool unique;
 	struct statx st;
 	int err;
 
@@ -317,14 +317,14 @@ int nsb_view(uint64_t *view, unsigned int count)
 		return err;
 	view[0] = st.stx_ino;
 	view[1] = (uint64_t)st.stx_dev_major << 32 | st.stx_dev_minor;
-	if (st.stx_mask & MNT_ID_UNIQUE)
-		view[2 + unknown++] = st.stx_mnt_id;
-	for (; unknown < 3; unknown++) {
-		int64_t number = namespace_number(namespaces[unknown]);
+	unique = st.stx_mask & MNT_ID_UNIQUE;
+	view[2] = st.stx_mnt_id;
+	for (unsigned int i = unique ? 1 : 0; i < 3; i++) {
+		int64_t number = namespace_number(namespaces[i]);
 
 		if (number < 0)
 			return (int)number;
-		view[2 + unknown] = (uint64_t)number;
+		view[2 + i] = (uint64_t)number;
 	}
 	view[5] = (uint64_t)nsb_sys0(__NR_geteuid) << 32 | (uint64_t)nsb_sys0(__NR_getegid);
 	view[6] = (uint64_t)nsb_sys0(__NR_getuid) << 32 | (uint64_t)nsb_sys0(__NR_getgid);

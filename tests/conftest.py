@@ -95,17 +95,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _leave_to_others(config: pytest.Config, items: list[pytest.Item]) -> None:
     """On another kernel, whose runner says who runs them there: "root" or "user"."""
     me = os.environ.get("NSBOX_KERNEL_USER")
-    others = []
+    mine: list[pytest.Item] = []
+    others: list[pytest.Item] = []
     for item in items:
         mark = item.get_closest_marker("kernel")
         by = mark.args if mark is not None else ()
         if not set(by) <= {"root", "user"}:
             raise pytest.UsageError(f"{item.nodeid}: kernel{by}: the users there are root and user")
-        if me and by and me not in by:
-            others.append(item)
+        (others if me and by and me not in by else mine).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+        items[:] = mine
 
 
 class LeakWatch:

@@ -32,7 +32,7 @@ import nsbox
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.userns, pytest.mark.kernel("user")]
+pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 
 ZOMBIES = 20
 #: Orphans whose parent has ended: whoever is PID 1 inherits them, and has to wait for them.

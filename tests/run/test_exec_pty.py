@@ -68,7 +68,7 @@ def read_until(terminal: Any, what: bytes) -> bytes:
 # -- whose it is ------------------------------------------------------------------------------
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_all_three_streams_are_a_terminal_in_the_containers_dev_pts(
     variant: dict[str, Any],
 ) -> None:
@@ -83,7 +83,7 @@ def test_all_three_streams_are_a_terminal_in_the_containers_dev_pts(
             assert seen == " ".join([*map(str, range(number + 1)), "ptmx"])
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_it_is_the_controlling_terminal_of_a_session_of_its_own(variant: dict[str, Any]) -> None:
     """Field 5 to 8 of proc_pid_stat(5): group, session, terminal, its foreground group."""
     with container(**variant) as box, box.popen(["sh", "-c", "echo; read x"], pty=True) as shell:
@@ -98,7 +98,7 @@ def test_it_is_the_controlling_terminal_of_a_session_of_its_own(variant: dict[st
         assert box.status() == "running"
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_two_at_once_have_one_each_and_see_each_other() -> None:
     with container() as box, box.popen(SLEEP, pty=True) as first, box.popen(SLEEP, pty=True):
         assert said(box, "ls /dev/pts; tty").split() == ["0", "1", "2", "ptmx", "/dev/pts/2"]
@@ -106,7 +106,7 @@ def test_two_at_once_have_one_each_and_see_each_other() -> None:
         poll_until(lambda: said(box, "tty") == "/dev/pts/0", 5)
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_many_threads_have_one_each() -> None:
     wrong: list[str] = []
 
@@ -123,7 +123,7 @@ def test_many_threads_have_one_each() -> None:
     assert wrong == []
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_none_of_the_callers_is_in_sight_where_its_root_is() -> None:
     """The container's view of /dev/pts changes, the caller's does not."""
     with container(**VARIANTS["own root inherited"]) as box:
@@ -136,7 +136,7 @@ def test_none_of_the_callers_is_in_sight_where_its_root_is() -> None:
             os.close(fd)
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_the_host_has_no_pty_more_after_its_end() -> None:
     def count() -> int:
         return int(Path("/proc/sys/kernel/pty/nr").read_text())

@@ -118,9 +118,10 @@ def test_no_other_sockets_and_no_io_uring_by_any_way(place: str, profile: str) -
 
 
 @pytest.mark.kernel("root")
-def test_without_the_profile_the_same_calls_are_the_kernel_s() -> None:
+@pytest.mark.parametrize("place", ["run", "exec"])
+def test_without_the_profile_the_same_calls_are_the_kernel_s(place: str) -> None:
     """Else the test above would pass on a kernel that has none of it."""
-    for way, got in answers("run", FORBIDDEN, profile="none").items():
+    for way, got in answers(place, FORBIDDEN, profile="none").items():
         by_call = dict(zip(map(tuple, FORBIDDEN), got, strict=True))
         assert by_call[SOCKET, NETLINK, RAW, GENERIC] == 0, way
         assert got.count(0) >= 3, way

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from run import kit
-from support import poll_until
+from support import poll_until, scaled
 
 import nsbox
 
@@ -98,13 +98,13 @@ def test_what_the_launcher_has_ready_goes_to_one_sandbox() -> None:
 
 #: A sandbox, and then a plan for which the launcher may make namespaces ahead, which may fail.
 STRANGER = """
-import contextlib, time, nsbox
+import contextlib, sys, time, nsbox
 with nsbox.Popen(["sleep", "1000"]) as process:
     keywords = {"root": nsbox.Rootfs.inherit(), "profile": "none", "init": False}
     for _ in range(3):
         with contextlib.suppress(nsbox.SetupError):  # no setgroups(2) where one id is mapped
             nsbox.run(["true"], namespaces=["net", "ipc"], **keywords)
-        time.sleep(0.05)
+        time.sleep(float(sys.argv[1]))  # long enough to make them
         assert process.poll() is None
     nsbox.run(["true"], check=True)
     assert process.poll() is None
@@ -115,9 +115,8 @@ with nsbox.Popen(["sleep", "1000"]) as process:
 @pytest.mark.parametrize("own", ["", "n", "i", "ni"])
 def test_a_launcher_stays_where_it_could_not_come_back(own: str) -> None:
     """Root of a user namespace that does not have the namespaces that it is in."""
-    done = subprocess.run(
-        ["unshare", f"-Ur{own}", sys.executable, "-c", STRANGER], capture_output=True, text=True
-    )
+    argv = ["unshare", f"-Ur{own}", sys.executable, "-c", STRANGER, str(scaled(0.05))]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=scaled(60))
     assert done.returncode == 0, done.stderr
 
 

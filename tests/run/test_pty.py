@@ -55,7 +55,7 @@ def test_all_three_are_a_terminal_of_its_own(profile: str, init: bool) -> None:
     assert lines == ["/dev/pts/0", "three", "/dev/pts/0"]
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_it_is_the_controlling_terminal_of_its_session() -> None:
     done = tty_run("echo by name > /dev/tty; ps -o tty= -p $$; ps -o tpgid=,pgid= -p $$")
     name, tty, groups = kit.out(done).splitlines()
@@ -63,18 +63,18 @@ def test_it_is_the_controlling_terminal_of_its_session() -> None:
     assert len(set(groups.split())) == 1
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_its_dev_pts_shows_nobody_elses() -> None:
     assert kit.out(tty_run("ls /dev/pts")).split() == ["0", "ptmx"]
     assert kit.out(tty_run("readlink /dev/ptmx")) == "pts/ptmx"
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_it_is_the_users_own() -> None:
     assert kit.out(tty_run("stat -c '%u %a' /dev/pts/0; id -u")).split() == ["1000", "600", "1000"]
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_a_program_inside_can_make_more_of_them() -> None:
     code = "import os; m, s = os.openpty(); print(os.ttyname(s))"
     assert kit.out(kit.python(code, pty=True)) == "/dev/pts/1"
@@ -168,7 +168,7 @@ def test_a_popen_is_talked_to_by_its_terminal() -> None:
     assert terminal.closed
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_interrupt_is_a_key() -> None:
     """^C typed there is SIGINT for the foreground of the sandbox."""
     with nsbox.Popen(["sh", "-c", "echo ready; exec sleep 1000"], pty=True) as process:
@@ -205,7 +205,7 @@ def test_communicate_types_and_reads() -> None:
 # -- Container ----------------------------------------------------------------------------------
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_a_containers_terminal_is_logged_and_typed_into() -> None:
     script = "stty -echo; echo ready; read line; echo got $line; sleep 1000"
     with nsbox.Container(["sh", "-c", script], pty=True) as container:
@@ -250,7 +250,7 @@ print("code", code, flush=True)
 """
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_attach_relays_keys_output_and_size() -> None:
     script = (
         "until stty size | grep 33; do sleep 0.02; done; echo ready; read x; echo got $x; exit 7"
@@ -412,7 +412,7 @@ def _slave_of(master: int) -> int:
     return os.open(f"/dev/pts/{number}", os.O_RDONLY | os.O_NOCTTY)
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 @pytest.mark.parametrize("how", ["pipes", "stdin", "pty", "exec pipes", "exec stdin", "exec pty"])
 def test_nothing_is_typed_into_the_callers_terminal(how: str) -> None:
     """Not even when the caller hands it in as stdin: it is another session's."""
@@ -432,7 +432,7 @@ def test_on_the_host_the_same_program_types_into_its_terminal() -> None:
     assert "tty open" in shown
 
 
-@pytest.mark.kernel("user")
+@pytest.mark.kernel
 def test_the_host_sees_no_new_pty_after_the_end() -> None:
     def count() -> int:
         return int(Path("/proc/sys/kernel/pty/nr").read_text())
