@@ -106,6 +106,7 @@ class Bridge(links.Owned):
         mtu: int | None = None,
     ) -> None:
         super().__init__()
+        self._named, self._found = name is not None, subnet is None
         self.name = links.new_name() if name is None else links.check_name(name, "name")
         self.subnet: IPv4Network | None = None
         self.subnet6: IPv6Network | None = None
@@ -212,13 +213,15 @@ class Bridge(links.Owned):
             rtnl.link_add("bridge", self.name, index=self._index, mtu=self.mtu, mac=mac),
             rtnl.link_set(self._index, alias=self._mark),
         )
+        own = self.routing(self.gateway, self.gateway6)
+        addresses = [links.interface(gateway, subnet) for gateway, subnet, _ in own]
+        chosen = [one for one in addresses if one.version == 6 or not self._found]
         # Not a method of ours: one that is forgotten has to end before its parts do.
-        self._undo.callback(links.Interface(self._route, self.name).delete)
+        self._undo.callback(links.delete_own, self._route, self._index, chosen, named=self._named)
         self._route.do(
             rtnl.link_set(self._index, up=True),
-            *(rtnl.address_add(self._index, links.interface(gateway, subnet))
-              for gateway, subnet, _ in self.routing(self.gateway, self.gateway6)),
-        )  # fmt: skip
+            *(rtnl.address_add(self._index, address) for address in addresses),
+        )
         if self.subnet is not None and self.gateway is not None:
             self._make_rules(self.subnet, self.gateway)
             self._make_files()

@@ -21,7 +21,7 @@ import errno
 import os
 from pathlib import Path
 
-from nsbox import shared
+from nsbox import later, shared
 from nsbox.errors import Unavailable
 from nsbox.lent import LentBytes
 
@@ -58,6 +58,15 @@ class Forwarding(shared.Shared):
         with forwarding._lock:
             forwarding._opened()
         return forwarding
+
+    def close_soon(self) -> None:
+        """``close`` in the background, after the links that are deleted there: setting all back
+        takes a millisecond. Not where that thread would set another network namespace's."""
+        where = os.path.basename(self.path).removeprefix(shared.PREFIX).rpartition("-")[0]
+        if later.network() == where:
+            later.call(self.close)
+        else:
+            self.close()
 
     def _begin(self, fd: int) -> None:
         turn = LentBytes(fd)

@@ -18,7 +18,7 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from nsbox import rtnl
+from nsbox import rtnl, shared
 from nsbox.errors import NetworkError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Later:
         self._busy = False
         self._hurry = 0
         self._thread: threading.Thread | None = None
+        self._network = ""
 
     def delete(self, route: Rtnl, link: str | int) -> None:
         """Delete a link, by name or index. *route* is closed by ``call``, not before."""
@@ -55,12 +56,23 @@ class Later:
         if sys.is_finalizing():  # no thread starts any more, nor goes on: this is the launcher's
             return
         with self._changed:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="nsbox-later", daemon=True)
-                self._thread.start()
+            self._start()
             self._changed.wait_for(lambda: len(self._waiting) < _MOST)
             self._waiting.append(item)
             self._changed.notify_all()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._network = shared.network()  # it stays in that of who started it
+            self._thread = threading.Thread(target=self._run, name="nsbox-later", daemon=True)
+            self._thread.start()
+
+    def network(self) -> str:
+        """Where its thread works, as ``shared.network`` names it."""
+        with self._changed:
+            if not sys.is_finalizing():
+                self._start()
+            return self._network
 
     def settle(self, timeout: float | None = None) -> bool:
         """Waits until all is done; False when that took more than *timeout* seconds."""
@@ -121,7 +133,7 @@ def _delete_from(route: Rtnl, doomed: list[str | int]) -> None:
 
 
 _later = Later()
-delete, call = _later.delete, _later.call
+delete, call, network = _later.delete, _later.call, _later.network
 
 
 def settle(timeout: float | None = None) -> bool:

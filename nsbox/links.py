@@ -23,6 +23,8 @@ from nsbox.netlink import rtnl as open_rtnl
 from nsbox.registry import LINKS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from nsbox.netspec import Address, Subnet
     from nsbox.rtnl import Interface as IpInterface
     from nsbox.rtnl import Queue, Rtnl
@@ -98,6 +100,46 @@ def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     return Namespace.open(os.fspath(where), "net"), True
 
 
+def _free_addresses(
+    route: Rtnl, index: int, addresses: Iterable[IpInterface], routes: Iterable[rtnl.Route] = ()
+) -> None:
+    doomed = [rtnl.address_delete(index, one) for one in addresses]
+    doomed += [rtnl.route_delete(one.network, gateway=one.gateway, index=index, metric=one.metric)
+               for one in routes]  # fmt: skip
+    for request in doomed:
+        try:
+            route.do(request)
+        except NetworkError as e:
+            # Of an address that went with another, or a route with its address.
+            if e.errno not in (errno.EADDRNOTAVAIL, errno.ESRCH):
+                raise
+
+
+def _free_name(route: Rtnl, index: int) -> None:
+    free = rtnl.link_set(index, name=new_name())
+    try:
+        route.do(free)
+    except NetworkError as e:
+        if e.errno != errno.EBUSY:  # before Linux 6.2 a link that is up keeps its name
+            raise
+        route.do(rtnl.link_set(index, up=False), free)
+
+
+def delete_own(route: Rtnl, index: int, addresses: Iterable[IpInterface], *, named: bool) -> None:
+    """As ``Interface.delete``, of a link of which it is known what somebody may want at once: these
+    addresses, and its name if it was *named* by the caller. To ask the kernel for more, and to
+    free it, takes a millisecond, or twenty while a network namespace is destroyed."""
+    try:
+        _free_addresses(route, index, addresses)
+        if named:
+            _free_name(route, index)
+    except NetworkError as e:
+        if e.errno != errno.ENODEV:
+            raise
+    else:
+        later.delete(route, index)
+
+
 class Interface:
     """One end of a link, in its network namespace: by its name there, see ip-link(8).
 
@@ -169,34 +211,15 @@ class Interface:
         what is sent there. Its index; 0: it is gone."""
         try:
             index = self.index
-            self._free_addresses(index)
-            free = rtnl.link_set(index, name=new_name())
-            try:
-                self._route.do(free)
-            except NetworkError as e:
-                if e.errno != errno.EBUSY:  # before Linux 6.2 a link that is up keeps its name
-                    raise
-                self._route.do(rtnl.link_set(index, up=False), free)
+            _free_addresses(self._route, index, [one for _, one in self._route.addresses(index)],
+                            [one for one in self._route.routes()
+                             if one.ifindex == index and one.table == _MAIN])  # fmt: skip
+            _free_name(self._route, index)
         except NetworkError as e:
             if e.errno != errno.ENODEV:
                 raise
             return 0
         return index
-
-    def _free_addresses(self, index: int) -> None:
-        doomed = [rtnl.address_delete(index, one) for _, one in self._route.addresses(index)]
-        doomed += [
-            rtnl.route_delete(one.network, gateway=one.gateway, index=index, metric=one.metric)
-            for one in self._route.routes()
-            if one.ifindex == index and one.table == _MAIN
-        ]
-        for request in doomed:
-            try:
-                self._route.do(request)
-            except NetworkError as e:
-                # Of an address that went with another, or a route with its address.
-                if e.errno not in (errno.EADDRNOTAVAIL, errno.ESRCH):
-                    raise
 
     def delete(self) -> None:
         """With its other end, and soon; its name and addresses are free at once."""

@@ -69,7 +69,7 @@ class Here:
     def forward(self, versions: Iterable[int], undo: ExitStack) -> None:
         """Have packets pass from one link to another, until *undo*."""
         for version in versions:
-            undo.callback(Forwarding.hold(version).close)
+            undo.callback(Forwarding.hold(version).close_soon)
 
     def admit_loopback(self, bridge: str) -> None:
         """127.0.0.1 has what is published; the guard of the rules keeps others off."""

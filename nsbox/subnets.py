@@ -11,7 +11,7 @@ import itertools
 import os
 from typing import TYPE_CHECKING
 
-from nsbox import routes
+from nsbox import later, routes
 from nsbox.errors import Unavailable
 from nsbox.lent import LentBytes
 from nsbox.shared import Shared
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.88.0.0/13", "172.24.0.0/14", "192.168.0.0/16")))
 _PREFIX = 24
 _IPV6 = 1 << 62
+_SETTLE_S = 2.0
 
 _turn = itertools.count(os.getpid())
 
@@ -123,15 +124,21 @@ def claim_subnet(
     try:
         if not claim.attempt(subnet):
             raise _in_use(field, f"{subnet} overlaps {claim.why_not(subnet)}")
-        for other in taken():
-            if other.overlaps(subnet):
-                mine = other.device.startswith("nsb")
-                hint = "nsbox gc, if that is of a process that was killed" if mine else ""
-                raise _in_use(field, f"{subnet} overlaps {other.what}", hint)
+        other = _overlapping(subnet, taken())
+        mine = other is not None and other.device.startswith("nsb")
+        if mine and later.settle(_SETTLE_S):  # of a link that is about to go
+            other = _overlapping(subnet, taken())
+        if other is not None:
+            hint = "nsbox gc, if that is of a process that was killed" if mine else ""
+            raise _in_use(field, f"{subnet} overlaps {other.what}", hint)
     except BaseException:
         claim.close()
         raise
     return claim
+
+
+def _overlapping(subnet: Subnet, taken: Iterable[Taken]) -> Taken | None:
+    return next((other for other in taken if other.overlaps(subnet)), None)
 
 
 def free_subnet(taken: Callable[[], Iterable[Taken]] = routes.taken, where: str = "") -> Claim:

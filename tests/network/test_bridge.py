@@ -7,10 +7,12 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
 
+import pytest
 from network.world import (
     GATEWAY,
     HOST,
@@ -30,7 +32,7 @@ from network.world import (
 from support import poll_until, scaled
 
 import nsbox
-from nsbox import later
+from nsbox import later, rtnl
 
 
 @elsewhere
@@ -183,6 +185,29 @@ def test_closed_before_its_containers_it_cuts_them_off_and_nothing_else() -> Non
 
 
 @elsewhere
+def test_closing_one_with_a_name_and_a_subnet_of_nsbox_s_own_asks_the_kernel_for_nothing() -> None:
+    """It would wait for the lock of all networks, 20 ms where another namespace is destroyed."""
+    net, go = nsbox.Network().start(), threading.Event()
+    later.call(go.wait)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rtnl.Rtnl, "do", None)  # calling it would fail
+        net.close()
+    assert world.host.setting("ipv4/ip_forward") == "1"
+    go.set()
+    assert later.settle(scaled(5))
+    assert set(links()) == {"lo", "out0"}
+    assert world.host.setting("ipv4/ip_forward") == "0"
+
+
+@elsewhere
+def test_the_subnet_that_one_had_found_can_be_asked_for_at_once() -> None:
+    net = nsbox.Network().start()
+    net.close()
+    with nsbox.Network(subnet=str(net.subnet)) as again, idle("a", again) as box:
+        assert pings(box, net.gateway)
+
+
+@elsewhere
 def test_many_threads_make_networks_and_take_them_away() -> None:
     def life(number: int) -> str:
         with nsbox.Network() as net, idle(f"c{number}", net) as box:
@@ -199,6 +224,7 @@ def test_forwarding_is_as_it_was_though_networks_overlap_in_time() -> None:
     one, two = nsbox.Network("nsb0", subnet=SUBNET), nsbox.Network("nsb1")
     for verb, on in ((one.start, "1"), (two.start, "1"), (one.close, "1"), (two.close, "0")):
         verb()
+        assert later.settle(scaled(5))
         assert world.host.setting("ipv4/ip_forward") == on
     with nsbox.Bridge("nsb0", subnet=SUBNET):  # that routes nothing
         assert world.host.setting("ipv4/ip_forward") == "0"

@@ -26,8 +26,10 @@ from network.world import (
     server,
     world,
 )
+from support import scaled
 
 import nsbox
+from nsbox import later
 
 
 @pytest.mark.kernel
@@ -80,6 +82,7 @@ def test_ipv6_goes_the_same_ways() -> None:
         for version, address in (("4", dns.ip), ("6", dns.ip6)):
             assert output(web, "getent", f"ahostsv{version}", "dns").split()[0] == str(address)
         assert world.host.setting("ipv6/conf/all/forwarding") == "1"
+    assert later.settle(scaled(5))
     assert world.host.setting("ipv6/conf/all/forwarding") == "0"
 
 

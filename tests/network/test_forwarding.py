@@ -144,6 +144,37 @@ def test_interfaces_that_came_and_went_meanwhile() -> None:
 
 
 @apart
+def test_in_the_background_it_is_put_back_unless_that_works_in_another_network() -> None:
+    import threading
+
+    from nsbox import later
+    from nsbox import syscalls as sc
+
+    def moved() -> None:
+        sc.unshare(sc.Clone.NEWNET)
+        held = forwarding.Forwarding.hold(4)
+        assert setting("ipv4/ip_forward") == "1"
+        held.close_soon()
+        assert setting("ipv4/ip_forward") == "0", "at once"
+        sane.append(True)
+
+    sane: list[bool] = []
+    go = threading.Event()
+    later.call(go.wait)
+    held = forwarding.Forwarding.hold(4)
+    held.close_soon()
+    thread = threading.Thread(target=moved)
+    thread.start()
+    thread.join()
+    assert sane
+    assert setting("ipv4/ip_forward") == "1"
+    go.set()
+    assert later.settle(10)
+    assert setting("ipv4/ip_forward") == "0"
+    assert left() == []
+
+
+@apart
 def test_what_others_changed_meanwhile_stays_as_they_left_it() -> None:
     ip("link", "add", "one", "type", "veth", "peer", "name", "two")
     setting("ipv4/conf/one/forwarding", "1")
