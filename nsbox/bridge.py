@@ -21,7 +21,7 @@ import secrets
 import threading
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
     etc,
@@ -56,6 +56,15 @@ if TYPE_CHECKING:
 
 _HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
 _NAMES = (HostPort(53, "udp"), HostPort(53, "tcp"))
+
+
+class Cable(NamedTuple):
+    """The requests that lay one: here the *pair* of links and the *mark* of the port, and those
+    *inside* the sandbox."""
+
+    pair: rtnl.Request
+    mark: rtnl.Request
+    inside: tuple[rtnl.Request, ...]
 
 
 class Bridge(links.Owned):
@@ -339,23 +348,30 @@ class Bridge(links.Owned):
             if own is not None and subnet is not None and gateway is not None:
                 yield own, subnet, gateway
 
-    def plug(self, port: str, peer: str, pid: int, mac: str) -> int:
-        """A veth pair: a port of the bridge, and *peer* in the network of process *pid*, where
-        its index is what is returned."""
-        self._check_there()
+    def cable(
+        self, port: str, peer: str, mac: str, addresses: tuple[Address | None, Address | None]
+    ) -> Cable:
+        """What makes a veth pair: *port* of the bridge, and in a sandbox *peer* with these
+        *addresses* and default routes. Nothing is made yet."""
         # Ours to choose, so nobody has to ask for them; two, for a device that is "stacked" on its
         # own number waits up to a second until the kernel believes that it is up (linkwatch).
         index, inside = links.new_index(), links.new_index()
         # Of this bridge alone, as its index is; without addresses there is no guard, and no group.
         group = 0 if self.subnet is None else self._index
-        self._route.do(
-            rtnl.veth_add(port, peer, peer_pid=pid, peer_index=inside, peer_mac=mac,
-                          index=index, up=True, master=self._index, mtu=self.mtu,
-                          group=group),
-            # Where br_netfilter is on, by a published port a sandbox comes back to itself.
-            rtnl.link_set(index, alias=self._mark, hairpin=True),
-        )  # fmt: skip
-        return inside
+        pair = rtnl.veth_add(port, peer, peer_index=inside, peer_mac=mac, index=index, up=True,
+                             master=self._index, mtu=self.mtu, group=group)  # fmt: skip
+        # Where br_netfilter is on, by a published port a sandbox comes back to itself.
+        mark = rtnl.link_set(index, alias=self._mark, hairpin=True)
+        wanted = [rtnl.link_set(inside, up=True)]
+        for address, subnet, gateway in self.routing(*addresses):
+            wanted.append(rtnl.address_add(inside, links.interface(address, subnet)))
+            wanted.append(rtnl.route_add(None, gateway=gateway, index=inside))
+        return Cable(pair, mark, tuple(wanted))
+
+    def plug(self, cable: Cable, pid: int) -> None:
+        """Lay it, to the network of process *pid*."""
+        self._check_there()
+        self._route.do(rtnl.to_process(cable.pair, pid), cable.mark)
 
     def unplug(self, port: str) -> None:
         """Delete the pair, soon."""

@@ -135,6 +135,11 @@ class Lease:
 
     # ------------------------------------------------------------ the connection
 
+    def prepare(self) -> None:
+        """See ``nsbox.process.Lease``."""
+        self._cable = self._bridge.cable(self.port_name, ETH0, self.mac,
+                                         (self.address, self.address6))  # fmt: skip
+
     def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
         """See ``nsbox.process.Lease``."""
         inside = rtnl.Rtnl(sockets.pop(Netlink.ROUTE))
@@ -144,17 +149,11 @@ class Lease:
         if self._spec.egress is not None:
             self._restrict(sockets.pop(Netlink.NETFILTER))
         self._undo.callback(self._bridge.while_open, self._bridge.unplug, self.port_name)
-        self._configure(inside, self._bridge.plug(self.port_name, ETH0, pid, self.mac))
+        self._bridge.plug(self._cable, pid)
+        inside.do(*self._cable.inside)
         if self._served:
             assert self._bridge.router is not None
             self._undo.callback(proxy.serve(self._served, self._bridge.router.net).close)
-
-    def _configure(self, inside: rtnl.Rtnl, index: int) -> None:
-        wanted = [rtnl.link_set(index, up=True)]
-        for address, subnet, gateway in self._bridge.routing(self.address, self.address6):
-            wanted.append(rtnl.address_add(index, links.interface(address, subnet)))
-            wanted.append(rtnl.route_add(None, gateway=gateway, index=index))
-        inside.do(*wanted)
 
     def _restrict(self, fd: int) -> None:
         """The table goes with its socket, which is held until the sandbox has ended."""

@@ -76,6 +76,9 @@ class _Taker:
         self._protocol = protocol
         self.fd = -1
 
+    def prepare(self) -> None:
+        """It lays no cable."""
+
     def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
         self.fd = sockets.pop(self._protocol)
 

@@ -76,6 +76,9 @@ class Ended(NamedTuple):
 class Lease(Protocol):
     """A place in a network, of one sandbox."""
 
+    def prepare(self) -> None:
+        """What can be done for it while its process is made."""
+
     def connect(self, pid: int, sockets: dict[Netlink, int]) -> None:
         """Make it, for the process *pid* that waits; the *sockets* of its network, which it
         opened, are taken over.
@@ -754,6 +757,8 @@ def _await_start(process: Process, deadline: float | None) -> None:
     plan = process.plan
     starting = process._starting = _core.Starting(process.fileno())
     try:
+        if process.lease is not None:
+            process.lease.prepare()
         while True:
             try:
                 left = -1 if deadline is None else max(0, deadline - time.monotonic())

@@ -156,7 +156,6 @@ def veth_add(
     peer: str,
     *,
     peer_netns: int | None = None,
-    peer_pid: int = 0,
     peer_index: int = 0,
     peer_mac: str = "",
     **more: Any,
@@ -167,13 +166,17 @@ def veth_add(
     where *index* is given as well.
     """
     fields = link_add("veth", name, **more).fields
-    fields |= {"peer": peer.encode(), "peer_netns_pid": peer_pid,
-               "peer_index": peer_index}  # fmt: skip
+    fields |= {"peer": peer.encode(), "peer_index": peer_index}
     if peer_netns is not None:
         fields["peer_netns"] = peer_netns + 1
     if peer_mac:
         fields["peer_mac"] = _mac(peer_mac)
     return Request(f"link add {name} type veth peer name {peer}", fields)
+
+
+def to_process(pair: Request, pid: int) -> Request:
+    """A ``veth_add`` with the other end in the network of process *pid*."""
+    return Request(pair.what, {**pair.fields, "peer_netns_pid": pid})
 
 
 def link_set(
