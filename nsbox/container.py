@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from nsbox.contents import Contents
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
 from nsbox.errors import SpecError, StateError, TimeoutExpired
+from nsbox.forgotten import forgotten
 from nsbox.logs import Log
 from nsbox.names import NAMESPACES, Clone
 from nsbox.plugged import Plugged, shared
@@ -433,8 +433,7 @@ class Container(Contents, Control, Plugged):
     def __del__(self) -> None:
         process = getattr(self, "_process", None)
         if getattr(self, "_status", "") == "running" and process and process.mine():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            forgotten(self)
 
     # ------------------------------------------------------------ what it is
 

@@ -13,11 +13,11 @@ import os
 import re
 import secrets
 import socket
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from nsbox import interrupts, later, launcher, netspec, rtnl, shaping
 from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.forgotten import forgotten
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
 from nsbox.registry import LINKS
@@ -402,8 +402,9 @@ class Owned:
         if getattr(self, "_closed", True):
             return
         if os.getpid() == self._owner:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-        self.close()
+            forgotten(self)
+        else:
+            self.close()
 
 
 class Veth(Owned):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from nsbox import lifecycle, nslist, probe, watch
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
+from nsbox.forgotten import forgotten
 from nsbox.plugged import Plugged, shared
 from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
 from nsbox.ports import explain_conflict
@@ -497,8 +497,7 @@ class Pod(Plugged):
     def __del__(self) -> None:
         pause = getattr(self, "_pause", None)
         if pause is not None and pause.mine():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            forgotten(self)
 
     # --------------------------------------------------------------- state
 

@@ -7,7 +7,6 @@ import functools
 import io
 import os
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from nsbox import cputime, interrupts, watch
@@ -24,6 +23,7 @@ from nsbox.converse import (
     watch_oom,
 )
 from nsbox.errors import StateError, TimeoutExpired
+from nsbox.forgotten import forgotten
 from nsbox.result import Reason, Usage
 from nsbox.sandbox import build_spec, launch
 from nsbox.streams import PIPE, connect, connect_terminal, take
@@ -352,8 +352,7 @@ class Popen:
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._process.mine():
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            forgotten(self)
 
     def __repr__(self) -> str:
         if self._ended is not None:
