@@ -26,7 +26,8 @@ from nsbox.converse import as_bytes, finish
 from nsbox.devices import PTS
 from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
 from nsbox.popen import Popen
-from nsbox.process import PATIENCE_S, Injection, Process, spawn
+from nsbox.process import Injection, Process
+from nsbox.spawn import PATIENCE_S, spawn
 from nsbox.spec import Spec, another_process
 from nsbox.steps import JOIN, Slot
 from nsbox.streams import wanted_streams

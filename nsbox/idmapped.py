@@ -15,7 +15,8 @@ from nsbox import mountapi
 from nsbox.compile import compile_id_holder
 from nsbox.errors import Unavailable
 from nsbox.kept import Kept
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
+from nsbox.spawn import spawn
 from nsbox.steps import Slot
 
 if TYPE_CHECKING:

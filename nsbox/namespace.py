@@ -26,8 +26,9 @@ from nsbox.nslist import NamespaceNode as NamespaceNode
 from nsbox.nslist import namespaces as namespaces
 from nsbox.nslist import tree as tree
 from nsbox.popen import Popen
-from nsbox.process import Process, dev_null, spawn
+from nsbox.process import Process, dev_null
 from nsbox.sandbox import launch
+from nsbox.spawn import spawn
 from nsbox.spec import NetLabel, Rootfs, Spec, make_spec
 from nsbox.steps import JOIN, IdMap, Slot
 from nsbox.streams import PIPE

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nsbox import probe
 from nsbox.compile import compile_netlink
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
 from nsbox.rtnl import Rtnl
+from nsbox.spawn import spawn
 from nsbox.steps import JOIN, OWNER, Netlink, Slot
 
 if TYPE_CHECKING:

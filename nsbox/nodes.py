@@ -13,7 +13,8 @@ from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.links import Interface
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
+from nsbox.spawn import spawn
 from nsbox.spec import Mount, make_spec
 from nsbox.steps import JOIN, Slot
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a plan: host steps with their undo, the request, the records; and the running process.
-
-``spawn`` is the one interpreter of plans on the owner's side; ``Process`` is what it returns.
-"""
+"""A payload that was started, see ``nsbox.spawn``: how it ends, and what ends with it."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import functools
 import os
 import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,23 +21,20 @@ from nsbox import (
     debug,
     interrupts,
     launcher,
-    probe,
     processes,
-    registry,
     thaw,
     watch,
 )
-from nsbox.cgroup import Cgroup
+from nsbox.blame import setup_error
 from nsbox.cgroupfs import remove_tree
-from nsbox.devices import SOCKET
-from nsbox.errors import CommandNotFound, NetworkError, NsboxError, SetupError, StateError
-from nsbox.hierarchy import parents
-from nsbox.names import At, Clone, Kind, PlanFlag
-from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, Slot
+from nsbox.errors import StateError
+from nsbox.names import Clone, Kind, PlanFlag
+from nsbox.steps import HandOver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import socket
 
+    from nsbox.cgroup import Cgroup
     from nsbox.changes import Change
     from nsbox.plan import Plan
     from nsbox.steps import Netlink
@@ -49,8 +42,6 @@ if TYPE_CHECKING:
 
 _CLD_EXITED = 1
 _ABORT_DEADLINE_S = 5.0
-#: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
-PATIENCE_S = 10.0
 _PF_EXITING = 4  # of the flags in proc_pid_stat(5)
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
 _AGAIN_S = 0.5
@@ -99,44 +90,6 @@ class Injection(NamedTuple):
 
 
 _DONE = ExitStack()  # empty for ever
-
-_NO_DESCRIPTORS = (
-    "the launcher keeps two or three descriptors for each sandbox: raise the hard "
-    "limit of open files (RLIMIT_NOFILE) before the first one, or end some"
-)
-_HINTS = {
-    ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
-    ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
-    ("clone3", errno.EPERM): "user namespaces may be restricted here "
-    "(kernel.apparmor_restrict_unprivileged_userns, a container's seccomp filter, a chroot)",
-    ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
-    ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
-    ("clone3", errno.ETIMEDOUT): "something among the processes that it joins has stopped it",
-    ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
-    ("open_tree", errno.EINVAL): "in a user namespace, a directory that has mounts below it "
-    "cannot be taken without them",
-    ("flock", errno.EBUSY): "another sandbox is using this upper directory",
-    ("fsconfig", errno.ELOOP): "a layer of the overlay is within another one, or in use by it",
-    ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
-    ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
-    ("chdir", errno.EACCES): "the root directory must be open (o+rx) to the sandbox's user",
-    ("execve", errno.EACCES): "not executable for the sandbox's user, or a directory on the way "
-    "is closed to it",
-}
-
-
-def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
-    """The error of one step of the timeline."""
-    step = plan.steps[index]
-    is_exec = step.name == "exec" and err == errno.ENOENT and call != "injected"
-    hint = _HINTS.get((call, err), "")
-    detail = step.describe()
-    if is_exec and plan.args:
-        hint = f"{plan.args[0]!r} was not found in the sandbox"
-    kind = CommandNotFound if is_exec else SetupError
-    return kind(
-        err, step=index, name=step.name, call=call, detail=detail, field=step.source, hint=hint
-    )
 
 
 class Process:
@@ -227,7 +180,7 @@ class Process:
 
     def _note(self, record: _core.Record) -> None:
         if debug.ON:
-            debug.say("record", _told(record))
+            debug.say("record", describe(record))
         if record.kind == Kind.EXITED:
             self._payload = record
         elif record.kind == Kind.ENDED:
@@ -537,112 +490,8 @@ def _remove_later(cgroup: Cgroup) -> None:
         watch.get().call_later(_AGAIN_S, functools.partial(_remove_later, cgroup))
 
 
-# -------------------------------------------------------------------- spawn
-
-
-def spawn(
-    plan: Plan,
-    descriptors: Mapping[Slot, int],
-    *,
-    parent: launcher.Launcher | None = None,
-    inject: Injection = Injection(),  # noqa: B008  (immutable)
-    patience: float = PATIENCE_S,
-    lease: Callable[[], Lease] | None = None,
-) -> Process:
-    """Run a plan up to the payload's execve.
-
-    Args:
-        descriptors: for every slot in ``plan.passed`` but those of a cgroup or a pty that the
-            plan makes; they stay the caller's.
-        parent: the launcher; the current one when it is not given.
-        inject: a step to fail, for tests.
-        patience: seconds for set-up, where it happens among processes that can stop it.
-        lease: gives it a place in a network, which is made while the child waits.
-
-    Raises:
-        SetupError: a step failed; everything was undone.
-        CommandNotFound: the program is not there.
-        Unavailable: no launcher, or no slot of ids.
-    """
-    if SOCKET in plan.passed and SOCKET not in descriptors:
-        return _spawn_on_terminal(plan, descriptors, parent, inject, patience)
-    for _ in range(2):  # it may have been killed while nobody looked
-        parent = parent or launcher.current()
-        try:
-            return _spawn(plan, descriptors, parent, inject, patience, lease)
-        except _LauncherGone:
-            if parent.alive():  # it had no descriptor left even for the channel
-                break
-            launcher.forget(parent)
-            parent = None
-    raise setup_error(plan, plan.timeline_index(At.REQUEST), errno.EMFILE, "recvmsg")
-
-
-def _spawn_on_terminal(
-    plan: Plan,
-    descriptors: Mapping[Slot, int],
-    parent: launcher.Launcher | None,
-    inject: Injection,
-    patience: float,
-) -> Process:
-    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with mine, theirs:
-        descriptors = {**descriptors, SOCKET: theirs.fileno()}
-        process = spawn(plan, descriptors, parent=parent, inject=inject, patience=patience)
-        process.take_terminal(mine)
-        return process
-
-
-class _LauncherGone(Exception):
-    """Nobody read the request."""
-
-
-def _spawn(
-    plan: Plan,
-    descriptors: Mapping[Slot, int],
-    parent: launcher.Launcher,
-    inject: Injection,
-    patience: float,
-    lease: Callable[[], Lease] | None,
-) -> Process:
-    with ExitStack() as undo:
-        with interrupts.Held():
-            if debug.ON:
-                _say_plan(plan)
-            place = None if lease is None else lease()
-            if place is not None:
-                undo.callback(place.close)
-            cgroup = _host_steps(plan, parent, undo, inject)
-            id_slot = 0
-            if plan.id_map is not None and plan.id_map.needs_slot():
-                id_slot = registry.id_slots.take()
-                undo.callback(registry.id_slots.give, id_slot)
-            if plan.tree_steps:
-                with ExitStack() as opened:
-                    trees = _map_trees(plan, parent, descriptors, id_slot, opened, inject)
-                    descriptors = {**descriptors, **trees}
-                    channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
-            else:
-                channel = _submit(plan, parent, cgroup, descriptors, id_slot, inject)
-            process = Process(plan, channel)
-            process.cgroup, process.inject, process.lease = cgroup, inject, place
-            process._undo = undo.pop_all()
-    deadline = process.started_at + patience if "pid" in plan.joined else None
-    try:
-        _await_start(process, deadline)
-    except BaseException:
-        process.close()
-        raise
-    return process
-
-
-def _say_plan(plan: Plan) -> None:
-    debug.say("spawn", " ".join(plan.args) or "no command")
-    for index, step in plan.child_steps():
-        debug.say("child", f"{index}: {step.name} {step.describe()}")
-
-
-def _told(record: _core.Record) -> str:
+def describe(record: _core.Record) -> str:
+    """For the debug log."""
     kind = Kind(record.kind)
     said = {
         Kind.FAILED: f"op {record.op}: {record.call}: {errno.errorcode.get(record.err)}",
@@ -652,213 +501,6 @@ def _told(record: _core.Record) -> str:
         f"{record.utime_us} us user, {record.stime_us} us system",
     }
     return f"{kind.name} pid {record.pid} {said.get(kind, '')}".rstrip()
-
-
-def _host_steps(
-    plan: Plan, parent: launcher.Launcher, undo: ExitStack, inject: Injection
-) -> Cgroup | None:
-    cgroup: Cgroup | None = None
-    for index, step in plan.cgroup_steps:
-        call = "mkdir" if isinstance(step, MakeCgroup) else "write"
-        try:
-            if index == inject.step:
-                call = "injected"
-                raise OSError(inject.err, "injected")
-            if isinstance(step, MakeCgroup):
-                where = parents()
-                parent.register(tuple(where.of(name) for name in step.controllers))
-                cgroup = Cgroup.make(parent.entry.name(), step.controllers, where)
-                undo.callback(cgroup.close)
-            elif cgroup is not None:
-                cgroup.set(step.file, step.value)
-            if debug.ON:
-                debug.say("host", f"{index}: {step.name} {step.describe()}")
-        except BrokenPipeError as e:
-            raise _LauncherGone from e
-        except OSError as e:
-            error = setup_error(plan, index, e.errno or errno.EIO, call)
-            error.hint = error.hint or getattr(e, "hint", "")
-            raise error from e
-    return cgroup
-
-
-def _map_trees(
-    plan: Plan,
-    parent: launcher.Launcher,
-    descriptors: Mapping[Slot, int],
-    id_slot: int,
-    opened: ExitStack,
-    inject: Injection,
-) -> dict[Slot, int]:
-    """Id-mapped copies of host paths, closed again when they have been passed."""
-    found: dict[Slot, int] = {}
-    from nsbox import idmapped
-
-    for index, step in plan.tree_steps:
-        call = "open_tree"
-        try:
-            if index == inject.step:
-                call = "injected"
-                raise OSError(inject.err, "injected")
-            first = _first_id(plan, descriptors, id_slot)
-            found[step.slot] = idmapped.open_mapped(step, first, parent)
-            opened.callback(os.close, found[step.slot])
-        except NsboxError:
-            raise
-        except OSError as e:
-            raise setup_error(plan, index, e.errno or errno.EIO, call) from e
-    return found
-
-
-def _first_id(plan: Plan, descriptors: Mapping[Slot, int], id_slot: int) -> int:
-    """What id 0 inside is outside; of a pod that is joined, by its pause process's map."""
-    joined = descriptors.get(Slot("pidfd", "join"))
-    if plan.id_map is not None or joined is None:
-        return registry.IdSlots.first_id(id_slot) if id_slot else 0
-    with open(f"/proc/self/fdinfo/{joined}") as file:
-        pid = next(line.split()[1] for line in file if line.startswith("Pid:"))
-    with open(f"/proc/{pid}/uid_map") as file:
-        return int(file.readline().split()[1])
-
-
-def _submit(
-    plan: Plan,
-    parent: launcher.Launcher,
-    cgroup: Cgroup | None,
-    descriptors: Mapping[Slot, int],
-    id_slot: int,
-    inject: Injection,
-) -> int:
-    opened = cgroup_child.open_for_child(cgroup) if cgroup is not None else {}
-    try:
-        fds = [opened[str(slot.key)] if opened and slot.kind == "cgroup" else descriptors[slot]
-               for slot in plan.passed]  # fmt: skip
-        encoded = plan.encode(
-            id_slot=registry.IdSlots.first_id(id_slot),
-            cgroup_slot=plan.cgroup_slot,
-            fail_at=inject.step if inject.step >= 0 else None,
-            fail_errno=inject.err,
-        )
-        if debug.ON:
-            debug.say("request", f"{len(encoded)} bytes, {len(fds)} descriptors")
-        try:
-            return parent.submit(encoded, fds)
-        except (BrokenPipeError, ConnectionResetError) as e:
-            raise _LauncherGone from e
-        except OSError as e:
-            raise setup_error(plan, plan.timeline_index(At.REQUEST), e.errno or 0, "sendmsg") from e
-    finally:
-        for fd in opened.values():
-            os.close(fd)
-
-
-def _await_start(process: Process, deadline: float | None) -> None:
-    """Serve barriers until the payload runs, or say why it does not."""
-    plan = process.plan
-    starting = process._starting = _core.Starting(process.fileno())
-    try:
-        if process.lease is not None:
-            process.lease.prepare()
-        while True:
-            try:
-                left = -1 if deadline is None else max(0, deadline - time.monotonic())
-                with interrupts.Released():
-                    record = starting.next(-1 if left < 0 else int(left * 1000) + 1)
-            except InterruptedError:
-                continue
-            except TimeoutError as e:
-                index = plan.timeline_index(At.CLONE)
-                raise setup_error(plan, index, errno.ETIMEDOUT, "clone3") from e
-            except OSError as e:
-                process._lose()
-                if not starting.pid:  # no record of any kind: nobody has run anything
-                    raise _LauncherGone from e
-                index = plan.timeline_index(At.REQUEST)
-                raise setup_error(plan, index, e.errno or 0, "launcher") from e
-            if debug.ON:
-                debug.say("record", _told(record))
-            if record.kind != Kind.BARRIER:
-                break
-            _serve_barrier(process, record, starting.take_tree())
-    finally:
-        process._know_pidfd()
-    if record.kind == Kind.FAILED:
-        raise setup_error(plan, plan.timeline_index(record.op), record.err, record.call)
-    if record.kind == Kind.ENDED:
-        process._note(record)
-        how = "SIGKILL" if record.status == 9 else f"status {record.status}"
-        error = setup_error(plan, plan.timeline_index(At.CLONE), errno.ECANCELED, "clone3")
-        error.hint = f"the child was ended ({how}) while it was set up: too little memory?"
-        raise error
-
-
-def _serve_barrier(process: Process, record: _core.Record, handed: int) -> None:
-    """hand-over: of a tree; network: of sockets, with which it is made. id-map: newuidmap and
-    newgidmap write ranges that the caller alone may not."""
-    plan = process.plan
-    step = plan.id_map
-    index = plan.timeline_index(record.op)
-    at = plan.steps[index]
-    if isinstance(at, HandOver):
-        try:
-            process.take_upper(handed)
-        except OSError as e:
-            busy = errno.EBUSY if e.errno == errno.EWOULDBLOCK else e.errno or errno.EIO
-            raise setup_error(plan, index, busy, "flock") from e
-        os.write(process.fileno(), b"g")
-        return
-    if isinstance(at, HandNetlink):
-        _serve_network(process, index, at, record.pid, handed)
-        os.write(process.fileno(), b"g")
-        return
-    if step is None:
-        raise setup_error(plan, index, errno.EPROTO, "barrier")
-    if plan.steps.index(step) == process.inject.step:
-        raise setup_error(plan, process.inject.step, process.inject.err, "injected")
-    error = _run_newidmaps(step, record.pid)
-    if error:
-        raise setup_error(plan, plan.steps.index(step), errno.EPERM, error)
-    os.write(process.fileno(), b"g")
-
-
-def _serve_network(process: Process, index: int, step: HandNetlink, pid: int, fd: int) -> None:
-    """One socket after the other; with the last one comes the call."""
-    process.sockets[step.protocol] = fd
-    if index == process.inject.step:
-        raise setup_error(process.plan, index, process.inject.err, "injected")
-    if any(isinstance(later, HandNetlink) for later in process.plan.steps[index + 1 :]):
-        return
-    sockets, process.sockets = process.sockets, {}
-    assert process.lease is not None
-    try:
-        process.lease.connect(pid, sockets)
-    except NetworkError as e:
-        error = setup_error(process.plan, index, e.errno or errno.EIO, "netlink")
-        error.hint = str(e)
-        raise error from e
-
-
-def _run_newidmaps(step: IdMap, pid: int) -> str:
-    """The name of the helper that failed, or "". Both run by the launcher, as its children."""
-    from nsbox.compile import compile_helper
-
-    for name, lines in (("newuidmap", step.uids), ("newgidmap", step.gids)):
-        path = probe.helper(name)
-        found = probe.subordinate_range(f"/etc/sub{name[3:6]}", os.geteuid())
-        if path is None or found is None:
-            return name
-        words = [path, str(pid)]
-        for inside, outside, count in lines:
-            words += [str(inside), str(found[0] if outside is None else outside), str(count)]
-        null = dev_null()
-        helper = spawn(compile_helper(tuple(words)), {Slot("stdio", n): null for n in range(3)})
-        try:
-            ended = helper.wait(10)
-        finally:
-            helper.close()
-        if ended is None or ended.returncode:
-            return name
-    return ""
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox import probe
 from nsbox.compile import compile_proxy
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
+from nsbox.spawn import spawn
 from nsbox.steps import JOIN, Slot
 
 if TYPE_CHECKING:

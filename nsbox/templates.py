@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from nsbox.compile import compile_template
 from nsbox.kept import Kept
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
+from nsbox.spawn import spawn
 from nsbox.steps import Slot
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ import nsbox
 from nsbox import cgroup, idmapped, probe, process, sandbox, templates
 from nsbox import compile as compiler
 from nsbox.errors import SetupError, Unavailable
+from nsbox.spawn import spawn
 from nsbox.steps import Slot
 from nsbox.streams import DEVNULL, connect
 
@@ -189,7 +190,7 @@ def test_a_failure_at_any_step_names_it_and_leaves_nothing(
 
 def _spawn(plan: Plan, injection: process.Injection) -> None:
     null = process.dev_null()
-    process.spawn(plan, {Slot("stdio", n): null for n in range(3)}, inject=injection).close()
+    spawn(plan, {Slot("stdio", n): null for n in range(3)}, inject=injection).close()
 
 
 def _template_plan() -> Plan:
@@ -234,7 +235,7 @@ def test_a_failure_of_what_nsbox_runs_for_itself_leaves_nothing(
 def test_a_template_that_cannot_be_built_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """The step that failed is the template's own, and the next spawn builds it."""
     templates.held.clear()
-    real = process.spawn
+    real = spawn
 
     def failing(plan: Plan, descriptors: Any) -> process.Process:
         return real(plan, descriptors, inject=process.Injection(2, errno.EIO))

@@ -17,6 +17,7 @@ import nsbox
 from nsbox import compile as compiler
 from nsbox import later, nft, probe, process, rtnl, sandbox
 from nsbox.errors import NetworkError, SetupError
+from nsbox.spawn import spawn
 from nsbox.steps import Slot
 from nsbox.streams import DEVNULL, connect
 
@@ -82,9 +83,7 @@ def test_a_failure_at_any_step_of_pause_leaves_no_place() -> None:
         def attempt(injection: process.Injection) -> None:
             stdio = {Slot("stdio", n): process.dev_null() for n in range(3)}
             try:
-                process.spawn(
-                    plan, stdio, inject=injection, lease=lambda: net.lease(spec, "web")
-                ).close()
+                spawn(plan, stdio, inject=injection, lease=lambda: net.lease(spec, "web")).close()
             finally:
                 none_is_left(net, rules)
 

@@ -18,7 +18,8 @@ from support import poll_until, scaled
 
 from nsbox import probe, proxy, sandboxes
 from nsbox.compile import compile_proxy
-from nsbox.process import dev_null, spawn
+from nsbox.process import dev_null
+from nsbox.spawn import spawn
 from nsbox.steps import Slot
 
 if TYPE_CHECKING:

@@ -33,16 +33,16 @@ INIT = PACKAGE / "nsbox-init"
 #: Floor -> its modules. A module imports from its own floor and from those below.
 FLOORS: dict[int, str] = {
     0: "_core _ffi",
-    1: "errors units names hashing",
+    1: "errors units names hashing forgotten",
     2: "spec host netspec netallow",
-    3: "steps plan profile build limits idmap devices overlay mounts creds seccomp confine compile "
-    "nftmsg nftrule netrules netguard etc wiring drawing",
+    3: "steps plan blame profile build limits idmap devices overlay mounts creds seccomp confine "
+    "compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi rtnl later nft shaping changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
-    "templates idmapped watch cputime ring logs lifecycle result streams sandbox converse command "
-    "popen namespace enter ports terminal sandboxes elsewhere "
+    "spawn templates idmapped watch cputime ring logs lifecycle result streams sandbox converse "
+    "command popen namespace enter ports terminal sandboxes elsewhere "
     "netlink links proxy egress router lease bridge plugged pings",
     6: "control contents container",
     7: "podspec pod nodes topology",

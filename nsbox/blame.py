@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The error of a step that failed, and how to mend it."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from nsbox.errors import CommandNotFound, SetupError
+
+if TYPE_CHECKING:
+    from nsbox.plan import Plan
+
+_NO_DESCRIPTORS = (
+    "the launcher keeps two or three descriptors for each sandbox: raise the hard "
+    "limit of open files (RLIMIT_NOFILE) before the first one, or end some"
+)
+_HINTS = {
+    ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
+    ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
+    ("clone3", errno.EPERM): "user namespaces may be restricted here "
+    "(kernel.apparmor_restrict_unprivileged_userns, a container's seccomp filter, a chroot)",
+    ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",
+    ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
+    ("clone3", errno.ETIMEDOUT): "something among the processes that it joins has stopped it",
+    ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
+    ("open_tree", errno.EINVAL): "in a user namespace, a directory that has mounts below it "
+    "cannot be taken without them",
+    ("flock", errno.EBUSY): "another sandbox is using this upper directory",
+    ("fsconfig", errno.ELOOP): "a layer of the overlay is within another one, or in use by it",
+    ("open_tree", errno.EACCES): "the sandbox's user may not enter a directory on the way",
+    ("chdir", errno.ENOENT): "the directory does not exist in the sandbox",
+    ("chdir", errno.EACCES): "the root directory must be open (o+rx) to the sandbox's user",
+    ("execve", errno.EACCES): "not executable for the sandbox's user, or a directory on the way "
+    "is closed to it",
+}
+
+
+def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
+    """The error of one step of the timeline."""
+    step = plan.steps[index]
+    is_exec = step.name == "exec" and err == errno.ENOENT and call != "injected"
+    hint = _HINTS.get((call, err), "")
+    detail = step.describe()
+    if is_exec and plan.args:
+        hint = f"{plan.args[0]!r} was not found in the sandbox"
+    kind = CommandNotFound if is_exec else SetupError
+    return kind(
+        err, step=index, name=step.name, call=call, detail=detail, field=step.source, hint=hint
+    )
