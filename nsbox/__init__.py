@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.keywords import Allow as Allow
     from nsbox.lifecycle import Events as Events
     from nsbox.lifecycle import LifeEvent as LifeEvent
     from nsbox.lifecycle import events as events
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from nsbox.result import Usage as Usage
     from nsbox.sandbox import explain as explain
     from nsbox.shaping import TrafficClass as TrafficClass
-    from nsbox.spec import Allow as Allow
     from nsbox.spec import Limits as Limits
     from nsbox.spec import Mount as Mount
     from nsbox.spec import Rootfs as Rootfs
@@ -69,7 +69,7 @@ __version__ = "0.1.0.dev0"
 
 #: Public name -> the module that has it.
 _WHERE = {
-    "Allow": "spec",
+    "Allow": "keywords",
     "Backoff": "podspec",
     "Bridge": "bridge",
     "Cgroup": "cgroup",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsbox import units
+from nsbox.checks import container_path, host_path
 from nsbox.errors import StateError
-from nsbox.spec import container_path, host_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

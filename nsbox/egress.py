@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsbox import later, netrules, nft, probe, sandbox, streams, watch
 from nsbox.build import CALLER_ID
 from nsbox.errors import NetworkError, StateError, Unavailable
+from nsbox.keywords import make_spec
 from nsbox.netlink import open_inside
 from nsbox.nftmsg import Table
 from nsbox.rtnl import Rtnl
-from nsbox.spec import Mount, make_spec
+from nsbox.spec import Mount
 from nsbox.steps import Netlink
 from nsbox.subnets import free_subnet
 

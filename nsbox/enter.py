@@ -25,16 +25,17 @@ from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
 from nsbox.devices import PTS
 from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
+from nsbox.keywords import another_process
 from nsbox.popen import Popen
 from nsbox.process import Injection, Process
 from nsbox.spawn import PATIENCE_S, spawn
-from nsbox.spec import Spec, another_process
 from nsbox.steps import JOIN, Slot
 from nsbox.streams import wanted_streams
 
 if TYPE_CHECKING:
     from nsbox.plan import Plan
     from nsbox.result import Completed
+    from nsbox.spec import Spec
     from nsbox.streams import Stdio
 
 _MOST_PLANS = 64

@@ -18,8 +18,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import archive, changes, mountapi, oci
+from nsbox.checks import container_path, text
 from nsbox.errors import SpecError, Unavailable
-from nsbox.spec import container_path, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

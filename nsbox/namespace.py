@@ -20,6 +20,7 @@ from nsbox.compile import compile_holder
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.idmap import check_maps
+from nsbox.keywords import make_spec
 from nsbox.names import NAMESPACES, NsGet
 from nsbox.nslist import NamespaceInfo as NamespaceInfo
 from nsbox.nslist import NamespaceNode as NamespaceNode
@@ -29,7 +30,7 @@ from nsbox.popen import Popen
 from nsbox.process import Process, dev_null
 from nsbox.sandbox import launch
 from nsbox.spawn import spawn
-from nsbox.spec import NetLabel, Rootfs, Spec, make_spec
+from nsbox.spec import NetLabel, Rootfs, Spec
 from nsbox.steps import JOIN, IdMap, Slot
 from nsbox.streams import PIPE
 

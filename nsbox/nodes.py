@@ -10,12 +10,13 @@ from nsbox import nslist, probe, wiring
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.keywords import make_spec
 from nsbox.links import Interface
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
 from nsbox.process import dev_null
 from nsbox.spawn import spawn
-from nsbox.spec import Mount, make_spec
+from nsbox.spec import Mount
 from nsbox.steps import JOIN, Slot
 
 if TYPE_CHECKING:

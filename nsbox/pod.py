@@ -18,13 +18,14 @@ from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
 from nsbox.forgotten import forgotten
+from nsbox.keywords import make_spec
 from nsbox.plugged import Plugged, shared
 from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
 from nsbox.ports import explain_conflict
 from nsbox.profile import PROFILES
 from nsbox.result import Reason
 from nsbox.sandbox import check_spec, launch_pause
-from nsbox.spec import NetLabel, Spec, make_spec
+from nsbox.spec import NetLabel, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

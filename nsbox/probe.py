@@ -16,9 +16,9 @@ from nsbox import _core, hierarchy
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
 from nsbox.host import Host
+from nsbox.keywords import DEVICES
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
 from nsbox.seccomp import Ret
-from nsbox.spec import DEVICES
 from nsbox.syscalls import machine, number_of
 
 _SYS_ADMIN, _SETUID = CAPABILITIES.index("SYS_ADMIN"), CAPABILITIES.index("SETUID")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from nsbox import launcher, probe, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, StateError
+from nsbox.keywords import make_spec
 from nsbox.process import Injection, Process, dev_null
 from nsbox.spawn import spawn
-from nsbox.spec import Mount, NetLabel, Spec, make_spec
+from nsbox.spec import Mount, NetLabel, Spec
 from nsbox.steps import JOIN, OWNER, Slot
 
 if TYPE_CHECKING:

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 from nsbox import drawing, interrupts, launcher, probe, rtnl, shaping, units, wiring
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NetworkError, NsboxError, SpecError, StateError
+from nsbox.keywords import make_spec
 from nsbox.links import check_name
 from nsbox.nodes import FOREVER, FORWARD, SYSCTLS, Host, Link, Network, Router, Switch
 from nsbox.pings import PingMatrix, ping_all
 from nsbox.podspec import is_dns_label
-from nsbox.spec import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -61,7 +61,7 @@ def _network(arguments: argparse.Namespace) -> dict[str, Any]:
                 raise SpecError(f"--{name}", "needs a network: --net nat")
         return {"net": arguments.net}
     from nsbox.bridge import Network
-    from nsbox.spec import Allow
+    from nsbox.keywords import Allow
 
     egress = None if arguments.allow is None else Allow(*arguments.allow)
     return {"net": Network(), "publish": arguments.publish, "egress": egress}

@@ -15,9 +15,9 @@ from support import scaled
 import nsbox
 from nsbox import _core, launcher, probe
 from nsbox.compile import compile_holder
+from nsbox.keywords import make_spec
 from nsbox.names import Kind
 from nsbox.process import dev_null
-from nsbox.spec import make_spec
 from nsbox.steps import JOIN, Slot
 
 KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user", "time"]

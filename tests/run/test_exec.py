@@ -22,8 +22,8 @@ from support import poll_until, scaled
 
 import nsbox
 from nsbox import enter
+from nsbox.keywords import another_process
 from nsbox.process import Injection
-from nsbox.spec import another_process
 from nsbox.streams import connect
 
 pytestmark = pytest.mark.userns

@@ -18,8 +18,8 @@ from support import deadline, poll_until, scaled
 
 import nsbox
 from nsbox import enter
+from nsbox.keywords import another_process
 from nsbox.process import Injection
-from nsbox.spec import another_process
 from nsbox.streams import connect_terminal
 
 pytestmark = pytest.mark.userns

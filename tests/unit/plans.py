@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from nsbox import compile as compiler
 from nsbox.creds import router_map
 from nsbox.host import Host
+from nsbox.keywords import Allow, another_process, make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
-from nsbox.spec import Allow, Limits, Mount, NetLabel, Rootfs, Spec, another_process, make_spec
+from nsbox.spec import Limits, Mount, NetLabel, Rootfs, Spec
 from nsbox.steps import IdMap, Netlink
 
 if TYPE_CHECKING:

@@ -21,9 +21,10 @@ from nsbox.compile import PATH
 from nsbox.creds import router_map
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
+from nsbox.keywords import make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
-from nsbox.spec import Limits, Mount, NetLabel, Rootfs, make_spec
+from nsbox.spec import Limits, Mount, NetLabel, Rootfs
 from nsbox.steps import (
     JOIN,
     OWNER,

@@ -33,8 +33,8 @@ INIT = PACKAGE / "nsbox-init"
 #: Floor -> its modules. A module imports from its own floor and from those below.
 FLOORS: dict[int, str] = {
     0: "_core _ffi",
-    1: "errors units names hashing forgotten",
-    2: "spec host netspec netallow",
+    1: "errors units names hashing forgotten checks",
+    2: "spec keywords host netspec netallow",
     3: "steps plan blame profile build limits idmap devices overlay mounts creds seccomp confine "
     "compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "

@@ -19,17 +19,11 @@ from hypothesis import strategies as st
 
 import nsbox
 from nsbox import sandbox
+from nsbox.checks import container_path, host_path
 from nsbox.errors import SpecError
+from nsbox.keywords import make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES
-from nsbox.spec import (
-    Limits,
-    Mount,
-    Rootfs,
-    Spec,
-    container_path,
-    host_path,
-    make_spec,
-)
+from nsbox.spec import Limits, Mount, Rootfs, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
