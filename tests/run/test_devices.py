@@ -12,7 +12,7 @@ import pytest
 from run import kit
 
 import nsbox
-from nsbox import probe, spec
+from nsbox import keywords, probe
 
 pytestmark = pytest.mark.userns
 
@@ -22,7 +22,7 @@ LIST = (
     "if [ -c $f -o -b $f ] && [ ! -h $f ]; then echo $f; fi; done"
 )
 HERE = {name: [path for path in nodes if "*" not in path and Path(path).is_char_device()]
-        for name, nodes in spec.DEVICES.items()}  # fmt: skip
+        for name, nodes in keywords.DEVICES.items()}  # fmt: skip
 BASE = ["/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"]
 
 
@@ -32,7 +32,7 @@ def test_a_device_is_there_when_it_is_asked_for_and_only_then(name: str) -> None
         with pytest.raises(nsbox.Unavailable) as caught:
             nsbox.run(["true"], devices=[name])
         assert caught.value.feature == f"devices['{name}']"
-        assert spec.DEVICES[name][0] in str(caught.value)
+        assert keywords.DEVICES[name][0] in str(caught.value)
         return
     (path,) = HERE[name]
     done = kit.sh(f"{LIST}; stat -c '%t:%T %a' {path}", devices=[name])
@@ -49,7 +49,7 @@ def test_the_devices_of_every_sandbox_are_these() -> None:
 
 
 def a_device(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setitem(spec.DEVICES, "kvm", (path,))
+    monkeypatch.setitem(keywords.DEVICES, "kvm", (path,))
 
 
 def test_a_device_works_there(monkeypatch: pytest.MonkeyPatch) -> None:
