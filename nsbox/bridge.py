@@ -157,6 +157,7 @@ class Bridge(links.Owned):
     def link(self) -> links.Interface:
         """The bridge itself, as a link. Raises StateError unless it is there."""
         self._check_there()
+        self._own.lent = True
         return links.Interface(self._route, self.name)
 
     @property
@@ -216,6 +217,12 @@ class Bridge(links.Owned):
     def _make(self) -> None:
         self._route = self._open(self._place.net)
         self._mark = self._alias()
+        if self.subnet is not None:  # what has to outlive the link comes before it
+            self._rules = self._place.rules()
+            self._undo.callback(later.call, self._rules.close)
+            if self.nat or not self.isolated:
+                versions = (4,) if self.subnet6 is None else (4, 6)
+                self._place.forward(versions, self._undo)
         mac = links.new_mac()  # its own, or it would be the lowest of its ports'
         self._index = links.new_index()
         self._route.do(
@@ -224,9 +231,13 @@ class Bridge(links.Owned):
         )
         own = self.routing(self.gateway, self.gateway6)
         addresses = [links.interface(gateway, subnet) for gateway, subnet, _ in own]
-        chosen = [one for one in addresses if one.version == 6 or not self._found]
+        # Somebody may want at once what the caller chose. In a router, which looks for nothing but
+        # claims, that is any address.
+        found = self._found and self._place.net is None
+        chosen = [one for one in addresses if one.version == 6 or not found]
+        self._own = links.Own(self._route, self._index, chosen, named=self._named)
         # Not a method of ours: one that is forgotten has to end before its parts do.
-        self._undo.callback(links.delete_own, self._route, self._index, chosen, named=self._named)
+        self._undo.callback(self._own.delete)
         self._route.do(
             rtnl.link_set(self._index, up=True),
             *(rtnl.address_add(self._index, address) for address in addresses),
@@ -236,14 +247,10 @@ class Bridge(links.Owned):
             self._make_files()
 
     def _make_rules(self, subnet: IPv4Network, gateway: IPv4Address) -> None:
-        if self.nat or not self.isolated:
-            self._place.forward((4, 6) if self.subnet6 is not None else (4,), self._undo)
         if self.nat:
             self._place.lead_out()
         resolver = self._place.resolver()
         host_ports = tuple(dict.fromkeys((*self._host_ports, *(_NAMES if resolver else ()))))
-        self._rules = self._place.rules()
-        self._undo.callback(later.call, self._rules.close)
         self.transact(
             [*netguard.guard_table(self.table, self._index), *netrules.network_table(
                 self.table, self.name, subnet, gateway, self.subnet6, self.gateway6,

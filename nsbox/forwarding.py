@@ -60,8 +60,9 @@ class Forwarding(shared.Shared):
         return forwarding
 
     def close_soon(self) -> None:
-        """``close`` in the background, after the links that are deleted there: setting all back
-        takes a millisecond. Not where that thread would set another network namespace's."""
+        """``close`` in the background, after the links that were to be deleted there before:
+        setting all back takes a millisecond. Not where that thread would set another network
+        namespace's. What goes wrong there is said on standard error."""
         where = os.path.basename(self.path).removeprefix(shared.PREFIX).rpartition("-")[0]
         if later.network() == where:
             later.call(self.close)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import sys
 import threading
 import time
 import warnings
@@ -145,7 +146,8 @@ class HostsFile:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0 and self._owner == os.getpid():
+        mine = getattr(self, "_fd", -1) >= 0 and self._owner == os.getpid()
+        if mine and not sys.is_finalizing():  # then it is the launcher's
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -42,7 +42,7 @@ class Later:
         self._busy = False
         self._hurry = 0
         self._thread: threading.Thread | None = None
-        self._network = ""
+        self._network: str | None = None
 
     def delete(self, route: Rtnl, link: str | int) -> None:
         """Delete a link, by name or index. *route* is closed by ``call``, not before."""
@@ -63,16 +63,18 @@ class Later:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._network = shared.network()  # it stays in that of who started it
             self._thread = threading.Thread(target=self._run, name="nsbox-later", daemon=True)
             self._thread.start()
 
     def network(self) -> str:
-        """Where its thread works, as ``shared.network`` names it."""
+        """Where its thread works, as ``shared.network`` names it: where it was started. "": that
+        cannot be told."""
+        if sys.is_finalizing():
+            return ""
         with self._changed:
-            if not sys.is_finalizing():
-                self._start()
-            return self._network
+            self._start()
+            self._changed.wait_for(lambda: self._network is not None)
+            return self._network or ""
 
     def settle(self, timeout: float | None = None) -> bool:
         """Waits until all is done; False when that took more than *timeout* seconds."""
@@ -89,6 +91,13 @@ class Later:
         return bool(self._hurry) or len(self._waiting) >= _MANY
 
     def _run(self) -> None:
+        try:
+            network = shared.network()
+        except OSError:  # no descriptor is left
+            network = ""
+        with self._changed:
+            self._network = network
+            self._changed.notify_all()
         while True:
             with self._changed:
                 self._busy = False

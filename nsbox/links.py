@@ -100,6 +100,15 @@ def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     return Namespace.open(os.fspath(where), "net"), True
 
 
+def _addresses_and_routes(
+    route: Rtnl, index: int
+) -> tuple[tuple[IpInterface, ...], list[rtnl.Route]]:
+    """Of a link, in the main table."""
+    addresses = tuple(one for _, one in route.addresses(index))
+    return addresses, [one for one in route.routes()
+                       if one.ifindex == index and one.table == _MAIN]  # fmt: skip
+
+
 def _free_addresses(
     route: Rtnl, index: int, addresses: Iterable[IpInterface], routes: Iterable[rtnl.Route] = ()
 ) -> None:
@@ -125,19 +134,40 @@ def _free_name(route: Rtnl, index: int) -> None:
         route.do(rtnl.link_set(index, up=False), free)
 
 
-def delete_own(route: Rtnl, index: int, addresses: Iterable[IpInterface], *, named: bool) -> None:
-    """As ``Interface.delete``, of a link of which it is known what somebody may want at once: these
-    addresses, and its name if it was *named* by the caller. To ask the kernel for more, and to
-    free it, takes a millisecond, or twenty while a network namespace is destroyed."""
-    try:
-        _free_addresses(route, index, addresses)
-        if named:
-            _free_name(route, index)
-    except NetworkError as e:
-        if e.errno != errno.ENODEV:
-            raise
-    else:
-        later.delete(route, index)
+class Own:
+    """A link of nsbox's own making, until it is deleted.
+
+    Args:
+        addresses: of those that it has, those that somebody may want at once when it goes.
+        named: its name is one of them, too; it is not of ``new_name``.
+
+    Attributes:
+        lent: others may have changed it.
+    """
+
+    def __init__(
+        self, route: Rtnl, index: int, addresses: Iterable[IpInterface], *, named: bool
+    ) -> None:
+        self._route, self._index = route, index
+        self._addresses, self._named = tuple(addresses), named
+        self.lent = False
+
+    def delete(self) -> None:
+        """Soon, as ``Interface.delete``. To ask the kernel what there is, and to free more than has
+        to be, takes a millisecond, or twenty while a network namespace is destroyed."""
+        addresses = self._addresses
+        routes: list[rtnl.Route] = []
+        try:
+            if self.lent:
+                addresses, routes = _addresses_and_routes(self._route, self._index)
+            _free_addresses(self._route, self._index, addresses, routes)
+            if self._named:
+                _free_name(self._route, self._index)
+        except NetworkError as e:
+            if e.errno != errno.ENODEV:
+                raise
+        else:
+            later.delete(self._route, self._index)
 
 
 class Interface:
@@ -211,9 +241,7 @@ class Interface:
         what is sent there. Its index; 0: it is gone."""
         try:
             index = self.index
-            _free_addresses(self._route, index, [one for _, one in self._route.addresses(index)],
-                            [one for one in self._route.routes()
-                             if one.ifindex == index and one.table == _MAIN])  # fmt: skip
+            _free_addresses(self._route, index, *_addresses_and_routes(self._route, index))
             _free_name(self._route, index)
         except NetworkError as e:
             if e.errno != errno.ENODEV:

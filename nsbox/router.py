@@ -67,7 +67,7 @@ class Here:
         return nft.open_socket()
 
     def forward(self, versions: Iterable[int], undo: ExitStack) -> None:
-        """Have packets pass from one link to another, until *undo*."""
+        """Have packets pass from one link to another, until soon after *undo*."""
         for version in versions:
             undo.callback(Forwarding.hold(version).close_soon)
 
@@ -154,7 +154,7 @@ class Router(Here):
                 self._undo.callback(self._egress.close)
 
     def taken(self) -> Iterable[Taken]:
-        """Nothing but its own networks."""
+        """Nothing but its own networks, whose claims say so."""
         return ()
 
     def resolver(self) -> Address | None:

@@ -174,7 +174,8 @@ class Shared:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid():
+        mine = getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid()
+        if mine and not sys.is_finalizing():  # then it is the launcher's
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
 

@@ -9,6 +9,7 @@ import errno
 import ipaddress
 import itertools
 import os
+import time
 from typing import TYPE_CHECKING
 
 from nsbox import later, routes
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 PRIVATE = tuple(map(ipaddress.IPv4Network, ("10.88.0.0/13", "172.24.0.0/14", "192.168.0.0/16")))
 _PREFIX = 24
 _IPV6 = 1 << 62
-_SETTLE_S = 2.0
+_SOON_S, _POLL_S = 1.0, 0.005
 
 _turn = itertools.count(os.getpid())
 
@@ -124,11 +125,9 @@ def claim_subnet(
     try:
         if not claim.attempt(subnet):
             raise _in_use(field, f"{subnet} overlaps {claim.why_not(subnet)}")
-        other = _overlapping(subnet, taken())
-        mine = other is not None and other.device.startswith("nsb")
-        if mine and later.settle(_SETTLE_S):  # of a link that is about to go
-            other = _overlapping(subnet, taken())
+        other = _in_the_way(subnet, taken)
         if other is not None:
+            mine = other.device.startswith("nsb")
             hint = "nsbox gc, if that is of a process that was killed" if mine else ""
             raise _in_use(field, f"{subnet} overlaps {other.what}", hint)
     except BaseException:
@@ -137,8 +136,16 @@ def claim_subnet(
     return claim
 
 
-def _overlapping(subnet: Subnet, taken: Iterable[Taken]) -> Taken | None:
-    return next((other for other in taken if other.overlaps(subnet)), None)
+def _in_the_way(subnet: Subnet, taken: Callable[[], Iterable[Taken]]) -> Taken | None:
+    """What overlaps it. A link of nsbox's, ours or another process's, whose claim has gone is about
+    to go itself."""
+    deadline = time.monotonic() + _SOON_S
+    while True:
+        other = next((one for one in taken() if one.overlaps(subnet)), None)
+        if other is None or not other.device.startswith("nsb") or time.monotonic() > deadline:
+            return other
+        if later.settle(_POLL_S):
+            time.sleep(_POLL_S)
 
 
 def free_subnet(taken: Callable[[], Iterable[Taken]] = routes.taken, where: str = "") -> Claim:

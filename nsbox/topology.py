@@ -17,13 +17,13 @@ import ipaddress
 import itertools
 import os
 import time
-import warnings
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from nsbox import drawing, interrupts, launcher, probe, rtnl, shaping, units, wiring
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NetworkError, NsboxError, SpecError, StateError
+from nsbox.forgotten import forgotten
 from nsbox.keywords import make_spec
 from nsbox.links import check_name
 from nsbox.nodes import FOREVER, FORWARD, SYSCTLS, Host, Link, Network, Router, Switch
@@ -344,8 +344,7 @@ class Topology:
 
     def __del__(self) -> None:
         if getattr(self, "_status", "") == "running" and os.getpid() == self._owner:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            forgotten(self)
 
     def status(self) -> str:
         """``"created"``, ``"running"`` or ``"stopped"``."""

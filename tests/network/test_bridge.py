@@ -187,12 +187,16 @@ def test_closed_before_its_containers_it_cuts_them_off_and_nothing_else() -> Non
 @elsewhere
 def test_closing_one_with_a_name_and_a_subnet_of_nsbox_s_own_asks_the_kernel_for_nothing() -> None:
     """It would wait for the lock of all networks, 20 ms where another namespace is destroyed."""
-    net, go = nsbox.Network().start(), threading.Event()
-    later.call(go.wait)
+    net, there, go = nsbox.Network().start(), threading.Event(), threading.Event()
+    later.call(lambda: there.set() or go.wait())
+    assert there.wait(scaled(5))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rtnl.Rtnl, "do", None)  # calling it would fail
         net.close()
     assert world.host.setting("ipv4/ip_forward") == "1"
+    kinds = [isinstance(item, tuple) for item in later._later._waiting]
+    assert kinds.index(True) == 0, "the link goes before the rules that guard it"
+    assert True not in kinds[1:]
     go.set()
     assert later.settle(scaled(5))
     assert set(links()) == {"lo", "out0"}
@@ -205,6 +209,30 @@ def test_the_subnet_that_one_had_found_can_be_asked_for_at_once() -> None:
     net.close()
     with nsbox.Network(subnet=str(net.subnet)) as again, idle("a", again) as box:
         assert pings(box, net.gateway)
+
+
+@elsewhere
+def test_another_program_can_have_that_subnet_too() -> None:
+    net, go = nsbox.Network().start(), threading.Event()
+    later.call(go.wait)
+    net.close()
+    code = f"import nsbox; print(flush=True); nsbox.Network(subnet='{net.subnet}').start().close()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert net.name in links()
+        timer = threading.Timer(0.2, go.set)  # it looks at once, and until then
+        timer.start()
+        assert other.wait(scaled(20)) == 0
+    timer.join()
+
+
+@elsewhere
+def test_what_the_caller_has_put_on_its_link_is_free_at_once_too() -> None:
+    for _ in range(3):
+        with nsbox.Bridge("nsb0", subnet=SUBNET) as bridge:
+            bridge.link.add_address("10.5.0.1/24")
+            bridge.link.add_route("10.9.0.0/16", via="10.5.0.7")
 
 
 @elsewhere

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import resource
 import threading
 
-from network.world import elsewhere, links, world
+from network.world import elsewhere, links, raises, world
 from support import poll_until, scaled
 
 import nsbox
@@ -52,6 +54,21 @@ def test_one_that_has_gone_and_one_that_fails_keep_nobody() -> None:
     assert "this socket is closed" in said.getvalue()
     assert "ZeroDivisionError" in said.getvalue()
     route.close()
+
+
+@elsewhere
+def test_it_starts_with_no_descriptor_left() -> None:
+    veth = nsbox.Veth.create("nsbta", peer="nsbtb")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, limits[1]))
+    try:
+        with raises(OSError):
+            os.dup(0)
+        veth.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert later.settle(scaled(10))
+    assert set(links()) == {"lo", "out0"}
 
 
 @elsewhere

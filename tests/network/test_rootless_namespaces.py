@@ -62,6 +62,18 @@ def test_within_takes_any_namespace_that_a_user_namespace_owns() -> None:
 
 
 @rootless()
+def test_the_subnet_of_a_closed_network_is_another_s_at_once() -> None:
+    with nsbox.Network(nat=False):  # which keeps what they are in
+        closed = nsbox.Network(nat=False).start()
+        closed.close()
+        with (
+            nsbox.Network(nat=False, subnet=str(closed.subnet)) as net,
+            nsbox.Container(["sleep", "99"], net=net) as box,
+        ):
+            box.exec(["ping", "-c1", "-W2", str(net.gateway)], check=True, capture_output=True)
+
+
+@rootless()
 def test_within_is_refused_where_it_makes_no_sense() -> None:
     own = nsbox.Namespace.current("net")
     with pytest.raises(nsbox.SpecError, match="within"):
