@@ -90,8 +90,7 @@ class _Conversation:
     def __init__(self, process: Process, feeder: Feeder | None, sinks: list[Sink]) -> None:
         self._process = process
         self._poll = select.poll()
-        self._told = process.fileno()
-        self._poll.register(self._told, select.POLLIN)
+        self._poll.register(process.fileno(), select.POLLIN)
         self._oom = process.oom_fd
         self._oom_pending = False
         if self._oom >= 0:
@@ -111,10 +110,10 @@ class _Conversation:
 
     def run(self, deadline: float | None) -> Ended | None:
         """How it ended; None when *deadline* passed, or output or CPU time was used up."""
-        while True:
+        while (ended := self._process.poll()) is None:
             waits = [] if deadline is None else [deadline - time.monotonic()]
             if waits and waits[0] <= 0:
-                return self._process.poll()
+                return None
             if self._meter is not None:
                 if self._meter.due <= time.monotonic() and self._meter.look():
                     self.spent = True
@@ -128,12 +127,10 @@ class _Conversation:
             events = self._poll.poll(min(waits) * 1000 if waits else None)
             self._try_stuck_again()
             for fd, _ in events:
-                if fd != self._told:
-                    self._serve(fd)
-                elif (ended := self._process.poll()) is not None:
-                    return ended
+                self._serve(fd)
             if any(sink.truncated for sink in self._sinks.values()):
                 return None
+        return ended
 
     def _try_stuck_again(self) -> None:
         for fd in self._stuck:
