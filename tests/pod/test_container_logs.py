@@ -77,8 +77,10 @@ def test_what_has_ended_keeps_its_log_and_no_descriptor() -> None:
         return [link for fd in fds.iterdir() if "nsbox-log" in (link := _target(fd))]
 
     before = memfds()
-    with nsbox.Container(["echo", "hello"]) as container:
+    with nsbox.Container(["sh", "-c", "echo hello; exec sleep 1000"]) as container:
+        wait_log(container, "hello")
         assert len(memfds()) == len(before) + 1
+        container.kill()
         container.wait(scaled(5))
         poll_until(lambda: len(memfds()) == len(before))
         assert container.logs() == "hello\n"
