@@ -174,10 +174,16 @@ class Shared:
         self.close()
 
     def __del__(self) -> None:
-        mine = getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid()
-        if mine and not sys.is_finalizing():  # then it is the launcher's
+        if getattr(self, "_fd", -1) < 0 or self._pid != os.getpid():
+            return
+        if not sys.is_finalizing():
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
+            return
+        try:  # a router's file is nobody else's to remove
+            self.close()
+        except Exception:  # half of the interpreter has gone: what is left is the launcher's
+            pass
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._fd >= 0 else "unused"
