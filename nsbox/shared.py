@@ -9,6 +9,7 @@ and makes the next file.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import os
@@ -180,10 +181,10 @@ class Shared:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
             return
-        try:  # a router's file is nobody else's to remove
+        # A router's file is nobody else's to remove. What fails, as half of the interpreter has gone,
+        # is the launcher's.
+        with contextlib.suppress(Exception):
             self.close()
-        except Exception:  # half of the interpreter has gone: what is left is the launcher's
-            pass
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open" if self._fd >= 0 else "unused"
