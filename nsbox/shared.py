@@ -181,7 +181,7 @@ class Shared:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
             self.close()
             return
-        # A router's file is nobody else's to remove. What fails, as half of the interpreter has gone,
+        # A router's file is nobody else's to remove. What fails, as the interpreter has half gone,
         # is the launcher's.
         with contextlib.suppress(Exception):
             self.close()
