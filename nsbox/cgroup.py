@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import re
 import time
-import warnings
 from typing import TYPE_CHECKING
 
 from nsbox import (
@@ -21,6 +20,7 @@ from nsbox import (
 )
 from nsbox import limits as limit_files
 from nsbox.errors import SpecError, StateError, Unavailable
+from nsbox.forgotten import forgotten
 from nsbox.hierarchy import DELEGATE, Parents, parents
 from nsbox.spec import Limits
 
@@ -386,8 +386,7 @@ class Cgroup:
         if getattr(self, "_closed", True) or not (self._owned and self._public):
             return
         if os.getpid() == self._owner:
-            warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
+            forgotten(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import select
-import warnings
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +19,7 @@ from nsbox import interrupts, nslist, pins, probe
 from nsbox.compile import compile_holder
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SpecError, StateError, Unavailable
+from nsbox.forgotten import forgotten
 from nsbox.idmap import check_maps
 from nsbox.keywords import make_spec
 from nsbox.names import NAMESPACES, NsGet
@@ -386,14 +387,16 @@ class Namespace:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            mine = self._holder is None or self._holder.mine()
-            if (self._holder is not None or self._pins) and mine:
-                warnings.warn(
-                    f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self
-                )
-            if not mine:
-                self._pins.clear()
+        if getattr(self, "_fd", -1) < 0:
+            return
+        if self._holder is not None and not self._holder.mine():
+            self._pins.clear()
+            self.close()
+        elif self._holder is not None or self._pins:
+            if sys.is_finalizing():  # a pin is nobody else's to undo
+                self.unpin()
+            forgotten(self)
+        else:
             self.close()
 
     def __eq__(self, other: object) -> bool:

@@ -168,7 +168,9 @@ class Process:
                 if received is None:
                     return None
                 record, fd = received
-                if fd >= 0:  # of a spawn that failed before the launcher told who it was
+                if fd >= 0 and record.kind == Kind.BARRIER:  # of a set-up that was given up
+                    os.close(fd)
+                elif fd >= 0:  # of a spawn that failed before the launcher told who it was
                     self.pid, self.pidfd = record.pid, fd
                     if self._ending:
                         self.kill()

@@ -128,7 +128,8 @@ class Router(Here):
             self._undo.callback(owner.close)
             self._route = rtnl.Rtnl(open_inside(self.net, Netlink.ROUTE))
             self._undo.callback(later.call, self._route.close)
-            self.name = shared.network(self._route.fileno())
+            # Its files are this network's too, and so the launcher's to remove, which outlives us.
+            self.name = f"{shared.network()}-{shared.network(self._route.fileno())}"
         except BaseException:
             self._undo.close()
             raise

@@ -9,7 +9,6 @@ and makes the next file.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import functools
 import os
@@ -175,15 +174,9 @@ class Shared:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_fd", -1) < 0 or self._pid != os.getpid():
-            return
-        if not sys.is_finalizing():
+        mine = getattr(self, "_fd", -1) >= 0 and self._pid == os.getpid()
+        if mine and not sys.is_finalizing():  # then it is the launcher's
             warnings.warn(f"{self!r} was not closed", ResourceWarning, stacklevel=2, source=self)
-            self.close()
-            return
-        # A router's file is nobody else's to remove. What fails, as the interpreter has half gone,
-        # is the launcher's.
-        with contextlib.suppress(Exception):
             self.close()
 
     def __repr__(self) -> str:

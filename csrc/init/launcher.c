@@ -266,7 +266,9 @@ static bool opened_soon(const struct nsb_plan *plan)
 {
 	const struct nsb_op *ops = (const struct nsb_op *)(plan + 1);
 
-	for (uint32_t i = 0; i < plan->njoin && !(plan->flags & NSB_PLAN_INIT); i++)
+	if (plan->flags & NSB_PLAN_INIT) /* which tells by itself */
+		return false;
+	for (uint32_t i = 0; i < plan->njoin; i++)
 		if (ops[i].code == NSB_OP_SETNS && ops[i].n & CLONE_NEWUSER)
 			return true;
 	return false;

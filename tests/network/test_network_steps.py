@@ -150,6 +150,9 @@ def test_what_the_kernel_refuses_of_a_place_is_told_and_undone() -> None:
         assert "publish of nsb0" in str(told[0])
         assert getattr(told[1], "field", "") in ("net", "egress")
         assert "egress rules" in getattr(told[1], "hint", "")
+        # As an interrupt would, while the process is being made.
+        told = each_call_fails(rtnl, "veth_add", MemoryError("no more"), start)
+        assert [type(one) for one in told] == [MemoryError]
         with idle("a", net, publish="8080:80") as a:
             assert pings(a, net.gateway)
 
