@@ -88,6 +88,7 @@ enum nsb_opcode {
 	NSB_OP_LANDLOCK,
 	NSB_OP_SECCOMP,
 	NSB_OP_SELF,
+	NSB_OP_MKNOD,
 	NSB_OP_MAX,
 };
 

@@ -132,6 +132,24 @@ int step_symlink(struct nsb_ctx *cx, const struct nsb_op *op)
 	return err;
 }
 
+/* A character device for everybody, of the new root's own: no mount, and no inode of the host's. */
+int step_mknod(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *name;
+	int err, parent = nsb_parent_in_root(cx, nsb_str(cx, op->a), &name);
+
+	if (parent < 0)
+		return parent;
+	cx->call = "mknodat";
+	err = (int)nsb_sys4(__NR_mknodat, parent, name, S_IFCHR, op->n);
+	if (err == 0) {
+		cx->call = "fchmodat"; /* past the umask */
+		err = (int)nsb_sys3(__NR_fchmodat, parent, name, 0666);
+	}
+	sys_close(parent);
+	return err;
+}
+
 /* A procfs that is attached nowhere: no mount that a payload prepared can redirect a write. */
 int step_procfs(struct nsb_ctx *cx, const struct nsb_op *op)
 {

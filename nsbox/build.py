@@ -33,6 +33,8 @@ class Build:
             without a user namespace.
         within: the user namespace is made in the one in slot ("nsfd", "user"), and mapped to it.
         template: the mount namespace comes from a template.
+        makes_nodes: devices are nodes of the new root's own, not mounts of the host's.
+        shared_memory: the tree of a joined /dev/shm, once it is there.
         maps: of the user namespace, where the caller said them.
         sysctls: (name with slashes, value) for the network namespace that is made.
     """
@@ -46,6 +48,8 @@ class Build:
     id_map: str = ""
     within: bool = False
     template: bool = False
+    makes_nodes: bool = False
+    shared_memory: Slot | None = None
     maps: IdMap | None = None
     sysctls: tuple[tuple[str, str], ...] = ()
     steps: list[Step] = field(default_factory=list)

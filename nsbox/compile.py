@@ -194,6 +194,8 @@ def _add_joins(build: Build) -> None:
         if build.profile.oom_score_adj:
             score = str(build.profile.oom_score_adj)
             build.add(*_own_proc_file("oom_score_adj", score, "profile"))
+    if build.template and build.in_userns:
+        mounts.enter_template(build)  # who is in that user namespace may not
     if build.within:
         build.add(Setns(build.pass_slot(*OWNER), Clone.NEWUSER, "net"))
     _add_setns(build, (kind for kind in build.join if kind not in _LATE))
@@ -397,9 +399,6 @@ def _set_up(build: Build) -> None:
     """Everything up to the process: cgroup, namespaces, mounts, names."""
     _add_cgroup(build)
     _add_joins(build)
-    if build.template and build.in_userns:
-        # A joiner enters it, while it has the right to, and clones: the copy is the sandbox's.
-        build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
     _add_clone(build)
     _enter_cgroup(build)
     _await_network(build)
@@ -510,16 +509,31 @@ def _finish_pause(build: Build, detail: str, source: str) -> Plan:
     return _finish(build, (), ())
 
 
-def wants_template(spec: Spec, host: Host) -> bool:
+def wants_template(
+    spec: Spec, host: Host, *, join: tuple[str, ...] = (), join_map: str = ""
+) -> bool:
     """Whether ``compile_spec(template=True)`` would use one."""
-    return mounts.fits_template(_start(spec, host))
+    return mounts.fits_template(_start(spec, host, join, join_map))
 
 
-def compile_template(spec: Spec, host: Host) -> Plan:
-    """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev."""
-    build = _start(replace(spec, pass_fds=()), host)
+def compile_template(
+    spec: Spec,
+    host: Host,
+    *,
+    join: tuple[str, ...] = (),
+    join_map: str = "",
+    makes_nodes: bool = False,
+) -> Plan:
+    """The plan of a process that only holds a mount namespace: the root of *spec* and its /dev.
+
+    Args:
+        join, join_map: of those that will enter the template; it enters nothing itself.
+        makes_nodes: by mknod(2), which a host may refuse to root as well.
+    """
+    build = _start(replace(spec, pass_fds=()), host, join, join_map)
     inside = build.in_userns
-    build.new = ("mnt", "pid") if inside else ("mnt",)
+    build.join, build.new = (), ("mnt", "pid") if inside else ("mnt",)
+    build.makes_nodes = makes_nodes
     build.flags |= PlanFlag.FORK
     build.add(Clone3(Clone.NEWNS | (Clone.NEWPID if inside else Clone(0)), False, "root"))
     parts = mounts.MountParts(build)

@@ -189,6 +189,7 @@ class Container(Contents, Control, Plugged):
                     limit = self.spec.limits.output_bytes
                     sink = Sink(stdio.take(number), keep=False, into=into, limit=limit)
                     self._sinks.append(sink)
+                    sink.narrow()
                     overflow = watch.weakly(self._overflow)
                     keeper.add(sink.fd, functools.partial(_read, sink, overflow))
             stdio.close()

@@ -52,11 +52,15 @@ def fits_template(build: Build) -> bool:
         and build.host.templates
         and build.has_new("mnt")
         and (not build.in_userns or _fits_from_outside(build))
-        and not build.join
-        and spec.root.kind in ("host", "dir")
+        and (spec.root.kind == "dir" or (spec.root.kind == "host" and not _is_of_a_pod(build)))
         and spec.root.method == "pivot_root"
         and not (spec.mounts or spec.devices or spec.pty)
     )
+
+
+def _is_of_a_pod(build: Build) -> bool:
+    """A host root has the pod's name in /etc: its template would be this pod's alone, and dear."""
+    return bool(build.join and build.spec.hostname)
 
 
 def _fits_from_outside(build: Build) -> bool:
@@ -64,7 +68,7 @@ def _fits_from_outside(build: Build) -> bool:
     root = build.spec.root
     return (
         build.id_map == "slot"
-        and build.has_new("pid")  # else no procfs could be mounted, nor without one in sight
+        and build.own("pid")  # else no procfs could be mounted, nor without one in sight
         and _proc_kind(build) != "none"
         and not build.has_new("time")  # whose offsets are written through the caller's /proc
         and (root.kind == "host" or (root.ro and not root.image))  # ids there are the sandbox's
@@ -90,6 +94,7 @@ class RootParts:
         self.layers: overlay.Layers | None = None
         self.system: list[tuple[Slot, str]] = []
         self.devices: list[tuple[Slot, str]] = []
+        self.made: list[tuple[str, int]] = []
         self.nodes: list[tuple[Slot, str]] = []
         self.net: list[tuple[Slot, str]] = []
         if spec.root.kind == "inherit":
@@ -110,8 +115,12 @@ class RootParts:
         for name, device in build.host.devices:
             if name == "tty" and spec.profile == "strict" and spec.pty is None:
                 continue
-            slot = build.open_tree(f"/dev/{name}", no_exec, "root", recursive=False, device=device)
-            self.devices.append((slot, f"/dev/{name}"))
+            path = f"/dev/{name}"
+            if build.makes_nodes:
+                self.made.append((path, device))
+                continue
+            slot = build.open_tree(path, no_exec, "root", recursive=False, device=device)
+            self.devices.append((slot, path))
 
 
 def _open_directory(build: Build) -> Slot:
@@ -200,6 +209,8 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
     build.add(NewMount("tmpfs", "/dev", options, attrs, "root", make))
     for slot, path in parts.devices:
         build.add(Attach(slot, path, "root"))
+    for path, device in parts.made:
+        build.add(Text(Opcode.MKNOD, "mknod", path, "root", n=device))
     for target, path in (("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"),
                          ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")):  # fmt: skip
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
@@ -224,20 +235,33 @@ def new_shared_memory(
     return NewMount("tmpfs", dst, options, _SAFE | int(MountAttr.NOEXEC), source, make)
 
 
-def _pick_shared_memory(build: Build) -> Slot:
+def _joins_shared_memory(build: Build) -> bool:
     """The POSIX half of a joined IPC namespace: a tree of the mount namespace of who is joined.
 
-    Only a member can copy a tree out of it, so the child goes there and comes back, before
-    anything else depends on where it is.
+    Only a member can copy a tree out of it, so somebody has to go there.
     """
+    return "ipc" in build.join and _scratch(build)
+
+
+def _pick_shared_memory(build: Build) -> Slot:
+    """By the child, which comes back, before anything else depends on where it is."""
     home = Slot("file", "/proc/self/ns/mnt")
-    build.add(
-        Open(str(home.key), home, "pod"),
-        Setns(build.pass_slot(*JOIN), Clone.NEWNS, "pod"),
-    )
-    tree = build.open_tree(SHM, 0, "pod", recursive=False)
+    build.add(Open(str(home.key), home, "pod"))
+    tree = _copy_shared_memory(build)
     build.add(Setns(home, Clone.NEWNS, "pod"))
     return tree
+
+
+def _copy_shared_memory(build: Build) -> Slot:
+    build.add(Setns(build.pass_slot(*JOIN), Clone.NEWNS, "pod"))
+    return build.open_tree(SHM, 0, "pod", recursive=False)
+
+
+def enter_template(build: Build) -> None:
+    """By a joiner, which then clones: the copy is the sandbox's."""
+    if _joins_shared_memory(build):
+        build.shared_memory = _copy_shared_memory(build)
+    build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
 
 
 def _room(build: Build) -> tuple[int, int]:
@@ -261,12 +285,12 @@ def _has_tmp(build: Build) -> bool:
     return _asks_for_room(build) or _scratch(build)
 
 
-def _add_scratch(build: Build, make: bool, tmp: Slot | None, shared_memory: Slot | None) -> None:
+def _add_scratch(build: Build, make: bool, tmp: Slot | None) -> None:
     spec, limits = build.spec, build.spec.limits
     if _scratch(build):
         safe = _SAFE | int(MountAttr.NOEXEC)
-        if shared_memory is not None:
-            build.add(Attach(shared_memory, SHM, "pod", False))
+        if build.shared_memory is not None:
+            build.add(Attach(build.shared_memory, SHM, "pod", False))
         else:
             build.add(new_shared_memory(SHM, "profile"))
         if build.own("ipc"):
@@ -377,8 +401,8 @@ class MountParts:
         for i, mount in enumerate(build.spec.mounts):
             if mount.kind == "bind" and i not in self.binds:
                 self.binds[i] = _open_bind(build, mount, f"mounts[{i}]")
-        joins = "ipc" in build.join and _scratch(build)
-        self.shared_memory = _pick_shared_memory(build) if joins else None
+        if _joins_shared_memory(build) and build.shared_memory is None:
+            build.shared_memory = _pick_shared_memory(build)
 
     def _open_slaves(self, build: Build) -> None:
         """While the host's mounts are still their masters: once private, they hear of nothing."""
@@ -418,7 +442,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     _add_proc(build, parts.proc, make)
     layers = parts.root.layers if parts.root is not None else None
     tmp = layers.tmp if layers is not None else None
-    _add_scratch(build, make, tmp, parts.shared_memory)
+    _add_scratch(build, make, tmp)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)
 

@@ -62,6 +62,7 @@ class Opcode(enum.IntEnum):
     LANDLOCK = 48
     SECCOMP = 49
     SELF = 50
+    MKNOD = 51
 
 
 class OpFlag(enum.IntFlag):

@@ -136,7 +136,7 @@ def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), join_map: st
     """The plan of a spec, compiled once for specs that come again."""
     small = sum(len(content) for _, content, _ in spec.files) < _CACHEABLE_BYTES
     build = _cached_compile if small else compile_spec
-    use = not join and _cached_wants(spec, host)
+    use = _cached_wants(spec, host, join=join, join_map=join_map)
     return build(spec, host, join=join, join_map=join_map, template=use)
 
 
@@ -209,7 +209,8 @@ def launch(
     try:
         for slot in plan.passed:
             if slot.kind == "mntns":
-                template = descriptors[slot] = templates.acquire(spec, host, parent)
+                template = descriptors[slot] = templates.acquire(spec, host, parent, join=join,
+                                                                 join_map=join_map)  # fmt: skip
             elif slot.kind == "pidfd":
                 descriptors[slot] = joined_pidfd
             elif slot == OWNER:

@@ -192,7 +192,7 @@ def note(
     text = json.dumps({
         "name": name,
         "pid": process.pid,
-        "start": registry.start_time(process.pid),
+        "ticks": int(time.clock_gettime(time.CLOCK_BOOTTIME) * _TICKS),
         "kinds": plan.kinds,
         "cgroups": [slot.key for slot in plan.passed if slot.kind == "cgroup"],
         "enforcement": dict(plan.enforcement),
@@ -217,8 +217,9 @@ def forget(path: str) -> None:
         pass
 
 
-def _notes(prefix: str) -> dict[tuple[int, int], dict[str, Any]]:
-    """(pid, start) -> what its owner wrote. A note may be half written, or stale."""
+def _notes(prefix: str) -> dict[int, dict[str, Any]]:
+    """pid -> what its owner wrote, and when, in *ticks* since boot: a process that has started
+    since is another one. A note may be half written, or stale."""
     import json
 
     found = {}
@@ -227,7 +228,8 @@ def _notes(prefix: str) -> dict[tuple[int, int], dict[str, Any]]:
             try:
                 with open(f"{registry.directory()}/{file}") as opened:
                     said = json.loads(opened.read(_MOST_NOTE))
-                found[int(said["pid"]), int(said["start"])] = said
+                said["ticks"] = int(said["ticks"])
+                found[int(said["pid"])] = said
             except (OSError, ValueError, KeyError, TypeError):
                 continue
     return found
@@ -306,7 +308,9 @@ def sandboxes() -> list[Sandbox]:
             if stat.parent != guardian:
                 continue
             kind, command = _describe(pid, table)
-            noted = notes.get((pid, stat.start), {})
+            noted = notes.get(pid, {})
+            if stat.start > noted.get("ticks", 0):
+                noted = {}
             if kind == "container" and not noted and _is_late(pid):
                 kind = "exec"
             name = str(noted.get("name", ""))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import io
 import os
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 PIPE, STDOUT, DEVNULL = subprocess.PIPE, subprocess.STDOUT, subprocess.DEVNULL
 _CHUNK = 1 << 16
 _MOST_IN_PIPE = 1 << 20  # fs.pipe-max-size of those who are not root
+_NARROW = 1 << 12  # bytes that fit in an idle pipe: the least that there is
 #: How often a relay whose reader is slow is tried again.
 STUCK_POLL_S = 0.01
 
@@ -47,6 +50,7 @@ class Sink:
         self._relay_to = relay_to
         self._limit = limit
         self._total = 0
+        self._wide = 0
         self._ended = False
 
     def read(self) -> bool:
@@ -54,6 +58,8 @@ class Sink:
         with self.lock:
             if self.fd < 0:
                 return False
+            if self._wide:
+                self._widen()
             try:
                 data = os.read(self.fd, _CHUNK if self._relay_to < 0 else select.PIPE_BUF)
             except BlockingIOError:
@@ -65,6 +71,18 @@ class Sink:
                 return False
             self._take(data)
             return True
+
+    def narrow(self) -> None:
+        """Give back, until the first read, what makes a pipe quick: 1 KiB of the kernel's memory,
+        and 15 of the 16,384 pages that all pipes of an ordinary user may have; pipe(7)."""
+        with contextlib.suppress(OSError):  # more than that is in it already
+            self._wide = fcntl.fcntl(self.fd, fcntl.F_GETPIPE_SZ)
+            fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _NARROW)
+
+    def _widen(self) -> None:
+        size, self._wide = self._wide, 0
+        with contextlib.suppress(OSError):  # the user has too many by now
+            fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, size)
 
     def has_news(self) -> bool:
         """Whether to read would not block. What epoll told may have been of another descriptor,

@@ -8,18 +8,24 @@ unmounting: that costs the same with 1,000 extra mounts on the host. See ``fits_
 
 from __future__ import annotations
 
+import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING
 
 from nsbox.compile import compile_template
+from nsbox.errors import SetupError
 from nsbox.kept import Kept
 from nsbox.process import dev_null
 from nsbox.spawn import spawn
 from nsbox.steps import Slot
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsbox.host import Host
     from nsbox.launcher import Launcher
+    from nsbox.plan import Plan
     from nsbox.spec import Spec
 
 _MOST = 16  # templates pin their root's file system, so only a few are kept
@@ -27,7 +33,7 @@ _MOST = 16  # templates pin their root's file system, so only a few are kept
 held = Kept(_MOST)
 
 
-def _key(spec: Spec, parent: Launcher) -> tuple[object, ...]:
+def _key(spec: Spec, parent: Launcher, join: tuple[str, ...]) -> tuple[object, ...]:
     """What a template depends on. A directory made anew under the same name is another one."""
     identity: tuple[int, ...] = ()
     if spec.root.kind == "dir":
@@ -35,22 +41,39 @@ def _key(spec: Spec, parent: Launcher) -> tuple[object, ...]:
         identity = (status.st_dev, status.st_ino)
     user = (spec.uid, spec.gid, spec.hostname) if spec.root.kind == "host" else ()
     net = (spec.net, spec.net_mounts)
-    return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces, net)
+    in_userns = "user" in join
+    return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces, net, in_userns)
 
 
-def acquire(spec: Spec, host: Host, parent: Launcher) -> int:
+def acquire(
+    spec: Spec, host: Host, parent: Launcher, *, join: tuple[str, ...] = (), join_map: str = ""
+) -> int:
     """A descriptor of the template's mount namespace, to be closed by the caller.
+
+    *join* and *join_map* are those of ``compile_spec``.
 
     Raises:
         SetupError: the root cannot be built.
         OSError: the root directory is not there.
     """
-    return held.take(_key(spec, parent), lambda: _build(spec, host))
+    plan = partial(compile_template, spec, host, join=join, join_map=join_map)
+    return held.take(_key(spec, parent, join), lambda: _build(plan))
 
 
-def _build(spec: Spec, host: Host) -> int:
+def _build(plan: Callable[..., Plan]) -> int:
+    """With devices of its own, which takes fewer mounts; in a container of somebody else's root
+    may not make them."""
+    try:
+        return _hold(plan(makes_nodes=True))
+    except SetupError as e:
+        if e.name != "mknod" or e.errno != errno.EPERM:
+            raise
+    return _hold(plan())
+
+
+def _hold(plan: Plan) -> int:
     null = dev_null()
-    holder = spawn(compile_template(spec, host), {Slot("stdio", n): null for n in range(3)})
+    holder = spawn(plan, {Slot("stdio", n): null for n in range(3)})
     try:
         return holder.open_namespace("mnt")
     finally:

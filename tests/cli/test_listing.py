@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import termios
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,7 +29,6 @@ from nsbox.sandboxes import find, sandboxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 
@@ -284,6 +284,17 @@ def test_a_number_that_became_another_process_s_is_not_signalled() -> None:
         mine.send(signal.SIGKILL)
         assert process.wait(kit.PATIENCE) == -signal.SIGKILL
         other.kill()
+
+
+def test_a_note_about_a_process_that_had_the_number_before_is_not_believed() -> None:
+    with nsbox.Container(["sleep", "1000"], name="old") as container:
+        mine = find("old")
+        assert mine.pid == container.pid
+        note = Path(container._note)
+        said = json.loads(note.read_text())
+        assert 0 <= said["ticks"] - mine.start < 60 * os.sysconf("SC_CLK_TCK")
+        note.write_text(json.dumps({**said, "ticks": mine.start - 1}))
+        assert find(str(container.pid)).name == ""
 
 
 def test_a_name_that_two_have_is_refused() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,17 @@ def test_one_stream_keeps_its_order() -> None:
     with nsbox.Container(["seq", "2000"]) as container:
         container.wait(scaled(5))
         assert container.logs() == "".join(f"{i}\n" for i in range(1, 2001))
+
+
+def test_a_pipe_is_narrow_only_as_long_as_nothing_comes(state: nsbox.Mount) -> None:
+    wait = "until [ -e /state/go ]; do sleep 0.02; done"
+    script = f"{wait}; head -c 300000 /dev/zero | tr '\\0' x; echo; echo end; exec sleep 1000"
+    with nsbox.Container(["sh", "-c", script], mounts=[state]) as container:
+        (out, _) = container._sinks
+        assert fcntl.fcntl(out.fd, fcntl.F_GETPIPE_SZ) == os.sysconf("SC_PAGE_SIZE")
+        Path(state.src, "go").touch()
+        assert wait_log(container, "end") == "x" * 300000 + "\nend\n"
+        assert fcntl.fcntl(out.fd, fcntl.F_GETPIPE_SZ) == 16 * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_the_last_mebibyte_is_kept() -> None:

@@ -220,7 +220,9 @@ def test_a_directory_is_the_root_from_a_template(box: Path) -> None:
 
 CLASSIC = """
 import sys, nsbox
-args = ["/bin/sh", "-c", "ls -A /; ls -A /dev; cat /proc/self/mountinfo | wc -l; cat /etc/marker"]
+look = ["ls -A /", "cat /etc/marker", "stat -c '%n %F %a %t:%T' /dev/*",
+        "grep -v ' /dev/[a-z]* ' /proc/self/mountinfo | wc -l"]  # but for devices
+args = ["/bin/sh", "-c", "; ".join(look)]
 keywords = dict(root=sys.argv[1], profile="none", namespaces=["mnt", "pid"])
 print([step.name for step in nsbox.explain(args, **keywords).steps if step.source == "root"][:1])
 for _ in range(2):
@@ -245,6 +247,36 @@ def test_a_root_is_the_same_from_a_template_and_without(box: Path) -> None:
         assert first == ("['open']" if switch == "0" else "['setns']")
     assert said["0"] == said["1"]
     assert "inside" in said["0"]
+
+
+LOOK_AT_NULL = """
+import os, sys, nsbox
+say = "stat -Lc '%a %t:%T %d' /dev/null /dev/zero; echo x > /dev/null; head -c 4 /dev/zero | wc -c"
+done = nsbox.run(["/bin/sh", "-c", say], root=sys.argv[1], profile=sys.argv[2], capture_output=True,
+                 text=True, check=True)
+print(done.stdout, os.stat("/dev/null").st_dev)
+"""
+
+
+@pytest.mark.kernel
+@pytest.mark.root
+@pytest.mark.parametrize("profile", ["none", "strict"])
+def test_devices_of_a_template_are_its_own_where_they_can_be_made(box: Path, profile: str) -> None:
+    """Without CAP_MKNOD, as in many a container, they are mounts of the host's."""
+    said = {}
+    for rights in ("", "-mknod"):
+        done = subprocess.run(
+            [*["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}"] * bool(rights),
+             sys.executable, "-c", LOOK_AT_NULL, str(box), profile],
+            env={**os.environ, "NSBOX_TEMPLATES": "1"},
+            capture_output=True, text=True, timeout=kit.PATIENCE, check=True,
+        )  # fmt: skip
+        (mode, number, where), (mode_0, number_0, _), (count,), (host,) = map(
+            str.split, done.stdout.splitlines()
+        )
+        assert (mode, number, mode_0, number_0, count) == ("666", "1:3", "666", "1:5", "4")
+        said[rights] = where == host
+    assert said == {"": False, "-mknod": True}
 
 
 @pytest.mark.root

@@ -118,6 +118,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "init": False,
     },
     "joined": {"join": ("user", "net", "ipc"), "join_map": "slot"},
+    "joined, template": {
+        "join": ("user", "net", "ipc"),
+        "join_map": "slot",
+        "root": "/srv/root",
+        "template": True,
+    },
     "joined, one id": {"join": ("user", "net", "ipc"), "join_map": "single", "init": False},
     "terminal": {"pty": (40, 100), "umask": 0o077},
     "terminal, no init": {"pty": True, "init": False, "root": Rootfs.inherit()},
@@ -144,6 +150,7 @@ def _other_plans() -> dict[str, Callable[[], Plan]]:
     root, user = HOSTS["root, v1"], HOSTS["user, one id"]
     return {
         "template of the host": lambda: compiler.compile_template(plain, root),
+        "template with nodes": lambda: compiler.compile_template(plain, root, makes_nodes=True),
         "template of a directory": lambda: compiler.compile_template(directory, root),
         "pause, root": lambda: compiler.compile_pause(one, root),
         "pause, user": lambda: compiler.compile_pause(one, user),
