@@ -116,7 +116,7 @@ class RootParts:
             if name == "tty" and spec.profile == "strict" and spec.pty is None:
                 continue
             path = f"/dev/{name}"
-            if build.makes_nodes:
+            if build.makes_nodes and name != "null":  # which descriptors of the caller's are of
                 self.made.append((path, device))
                 continue
             slot = build.open_tree(path, no_exec, "root", recursive=False, device=device)
