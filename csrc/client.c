@@ -235,7 +235,7 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd is filled in as soon as it is known, *tree by a barrier, and the pid in record[1], which
+ * *pidfd is filled in as soon as it is known, *tree by a barrier or ROOM, and the pid in record[1], which
  * keeps what has come so far: a call that a signal ended is made again. -ETIMEDOUT: no record
  * came for so long.
  */
@@ -250,8 +250,11 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tre
 		if (got <= 0)
 			return got ? got : -ETIMEDOUT;
 		if (fd >= 0)
-			*(record->kind == NSB_BARRIER ? tree : pidfd) = fd;
-		if (record->kind == NSB_SPAWNED) {
+			*(record->kind == NSB_BARRIER || record->kind == NSB_ROOM ? tree : pidfd) =
+				fd;
+		if (record->kind == NSB_ROOM) {
+			continue;
+		} else if (record->kind == NSB_SPAWNED) {
 			early->pid = record->pid;
 			if (!early->kind)
 				continue;

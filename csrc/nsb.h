@@ -89,6 +89,7 @@ enum nsb_opcode {
 	NSB_OP_SECCOMP,
 	NSB_OP_SELF,
 	NSB_OP_MKNOD,
+	NSB_OP_ROOM,
 	NSB_OP_MAX,
 };
 
@@ -156,6 +157,7 @@ enum nsb_kind {
 	NSB_FAILED,	 /* op, err, call */
 	NSB_EXITED,	 /* nsbox-init: the payload's wait status */
 	NSB_ENDED,	 /* launcher: the child's wait status and usage */
+	NSB_ROOM,	 /* op; carries a directory */
 };
 
 struct nsb_record {

@@ -52,6 +52,7 @@ static const struct signature signatures[NSB_OP_MAX] = {
 	[NSB_OP_SOCKET] = { SLOT, NIL, NIL },
 	[NSB_OP_SECCOMP] = { DATA, NIL, NIL },
 	[NSB_OP_MKNOD] = { STR, NIL, NIL },
+	[NSB_OP_ROOM] = { STR, NIL, NIL },
 };
 /* clang-format on */
 

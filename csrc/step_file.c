@@ -150,6 +150,19 @@ int step_mknod(struct nsb_ctx *cx, const struct nsb_op *op)
 	return err;
 }
 
+/* For the owner, which asks it how full the file system is when the sandbox has ended. */
+int step_room(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	struct nsb_record record = { .kind = NSB_ROOM, .op = cx->at };
+	int fd = open_below(cx, nsb_str(cx, op->a), O_PATH | O_DIRECTORY);
+
+	if (fd < 0)
+		return fd;
+	nsb_send(cx->channel, &record, fd);
+	sys_close(fd);
+	return 0;
+}
+
 /* A procfs that is attached nowhere: no mount that a payload prepared can redirect a write. */
 int step_procfs(struct nsb_ctx *cx, const struct nsb_op *op)
 {

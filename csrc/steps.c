@@ -57,6 +57,7 @@ static nsb_step_fn *const table[NSB_OP_MAX] = {
 	[NSB_OP_SECCOMP] = step_seccomp,	   /* a: sock_filter, n: bytes, m: flags */
 	[NSB_OP_SELF] = step_self,
 	[NSB_OP_MKNOD] = step_mknod, /* n: device number */
+	[NSB_OP_ROOM] = step_room,
 };
 
 void nsb_ctx_init(struct nsb_ctx *cx, void *plan)

@@ -59,7 +59,7 @@ nsb_step_fn step_propagation, step_open_tree, step_root_tmpfs, step_root_overlay
 	step_root_here, step_attach, step_mount, step_readonly, step_pivot, step_chroot;
 /* step_file.c */
 nsb_step_fn step_mkdir, step_mknod, step_file, step_symlink, step_procfs, step_sysctl;
-nsb_step_fn step_chdir;
+nsb_step_fn step_chdir, step_room;
 int nsb_in_root(struct nsb_ctx *cx, const char *path, int flags);
 int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name);
 /* A detached mount of a new file system; options are a LIST. */

@@ -57,6 +57,7 @@ def tally(cgroup: Cgroup) -> Tally:
         throttled=throttled,
         cpu_used=used,
         oom_kills=cgroup.oom_kills(),
+        oom_group=cgroup.oom_fd >= 0,
         forks_refused=refused,
         io_read=None if disks is None else sum(disk.read_bytes for disk in disks.values()),
         io_write=None if disks is None else sum(disk.write_bytes for disk in disks.values()),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nsbox import confine, creds, devices, limits, mounts
+from nsbox import confine, creds, devices, limits, mounts, scratch
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -328,7 +328,7 @@ def _working_directory(spec: Spec) -> str:
     if spec.cwd is not None:
         return spec.cwd
     if spec.files or (spec.root.kind == "host" and spec.profile != "none"):
-        return mounts.TMP
+        return scratch.TMP
     return "/"
 
 
@@ -540,7 +540,7 @@ def compile_template(
     assert parts.root is not None
     mounts.add_root(build, parts.root)
     if build.spec.root.kind == "host":
-        for path in ("/proc", mounts.TMP):
+        for path in ("/proc", scratch.TMP):
             build.add(MakeDirs(path, 0o755, "root"))
     if inside:
         # A user namespace may mount procfs only where one is in full sight: here that of a pid
@@ -578,8 +578,8 @@ def compile_pause(
     creds.become_setup_ids(build)
     empty = (("mode", "755"), ("size", "4096"), ("nr_inodes", "4"))
     build.add(Options(Opcode.ROOT_TMPFS, "root", empty, 0, "pod"))
-    shm_bytes = 64 * mounts.MIB  # what Kubernetes' runtimes give a pod
-    build.add(mounts.new_shared_memory(mounts.SHM, "pod", size=shm_bytes, make=True))
+    shm_bytes = 64 * scratch.MIB  # what Kubernetes' runtimes give a pod
+    build.add(scratch.new_shared_memory("pod", size=shm_bytes, make=True))
     _add_proc_writes(build)
     _add_names(build)
     build.add(Simple(Opcode.PIVOT, "pivot_root", "", "pod"))

@@ -106,7 +106,7 @@ class Contents:
     @contextmanager
     def _root(self) -> Iterator[int]:
         """PID 1's root directory: a number may be somebody else's by now, a pidfd is not."""
-        if self.status() != "running":
+        if self.status() not in ("running", "paused"):
             raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
         try:
             fd = os.open(f"/proc/{self.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -134,11 +134,12 @@ class Contents:
         """Throw away what it changed in an overlay's ``upper=``, which is empty then.
 
         Raises:
-            StateError: it runs.
+            StateError: it runs, or is paused.
             OSError: something in there cannot be removed by the caller.
         """
-        if self.status() == "running":
-            raise StateError(f"container {self.name!r} is running", status="running")
+        status = self.status()
+        if status in ("running", "paused"):
+            raise StateError(f"container {self.name!r} is {status}", status=status)
         root = self.spec.root
         if root.kind == "overlay" and root.path:
             from nsbox import changes

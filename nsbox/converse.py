@@ -51,14 +51,16 @@ class Verdict(NamedTuple):
 def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tuple[str, ...]]:
     """Why it ended. OOM is the kernel's counter, never a guess from signal 9."""
     hit = [verdict.limit] if verdict.limit else []
-    oom = process.stats is not None and process.stats.oom_kills > 0
+    stats = process.stats
+    oom = stats is not None and stats.oom_kills > 0
     if oom:
         hit.append("memory")
-    if process.stats is not None and process.stats.forks_refused:
+    if stats is not None and stats.forks_refused:
         hit.append("pids")
+    hit += process.used_up
     if verdict.reason is not None:
         return verdict.reason, tuple(hit)
-    if oom and ended.returncode == -_SIGKILL:
+    if stats is not None and oom and (ended.returncode == -_SIGKILL or stats.oom_group):
         return Reason.OOM, tuple(hit)
     if cputime.spent(process, ended):
         return Reason.CPU_TIME, (*hit, "cpu_time")

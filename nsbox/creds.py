@@ -188,6 +188,9 @@ def add_rlimits(build: Build) -> None:
     if build.spec.limits.nofile is not None:
         number = build.spec.limits.nofile
         wanted["nofile"] = (number, number, "limits.nofile")
+    if isinstance(build.spec.limits.disk, int) and "fsize" in wanted:  # which bounds files as well
+        most = max(build.spec.limits.disk, wanted["fsize"][1])
+        wanted["fsize"] = (most, most, "limits.disk")
     if build.spec.profile != "none" and "pids" not in build.enforcement and build.profile.pids:
         wanted["nproc"] = (build.profile.pids, build.profile.pids, "profile")
         how = "RLIMIT_NPROC, of the profile: no pids cgroup here"

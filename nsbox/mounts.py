@@ -5,17 +5,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsbox import devices, overlay
+from nsbox import devices, overlay, scratch
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
-    JOIN,
     Attach,
     File,
     MakeDirs,
     NewMount,
     Number,
-    Open,
     Options,
     Pair,
     RootTree,
@@ -31,11 +29,8 @@ if TYPE_CHECKING:
     from nsbox.build import Build
     from nsbox.spec import Mount
 
-MIB, PAGE = 1 << 20, 4096
-SHM = "/dev/shm"
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
-TMP = "/tmp"
 _PTS = (("newinstance", "!"), ("ptmxmode", "666"), ("mode", "620"))
 _SAFE_PTS = MountAttr.NOSUID | MountAttr.NOEXEC  # nodev would make the terminals useless
 
@@ -153,11 +148,11 @@ def add_root(build: Build, parts: RootParts) -> None:
     if parts.root is not None:
         build.add(RootTree(parts.root, "root"))
     elif parts.layers is not None:
-        room = _room(build)
-        overlay.add_overlay(build, parts.layers, *room, _has_tmp(build) and not spec.root.path)
+        tmp = scratch.has_tmp(build) and not spec.root.path
+        overlay.add_overlay(build, parts.layers, *scratch.room(build), tmp)
     else:
-        data = sum(_pages(mount.data) for mount in spec.mounts)
-        size = MIB + data
+        data = sum(scratch.pages(mount.data) for mount in spec.mounts)
+        size = scratch.MIB + data
         options = (
             ("mode", "755"),
             ("size", str(size)),
@@ -176,17 +171,12 @@ def add_root(build: Build, parts: RootParts) -> None:
     _add_dev(build, parts, make)
 
 
-def _pages(data: bytes) -> int:
-    """Bytes that content takes in a tmpfs."""
-    return -len(data) % PAGE + len(data)
-
-
 def _add_etc(build: Build) -> None:
     """Names for the ids that exist here; host names without a resolver."""
     user = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
     group = "root:x:0:\nnogroup:x:65534:\n"
     if build.uid not in (0, 65534):
-        user += f"user:x:{build.uid}:{build.gid}:user:{TMP}:/bin/sh\n"
+        user += f"user:x:{build.uid}:{build.gid}:user:/tmp:/bin/sh\n"
         group += f"user:x:{build.gid}:\n"
     hosts = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
     hosts += f"127.0.1.1 {build.spec.hostname}\n" if build.spec.hostname else ""
@@ -216,116 +206,17 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
         build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
     devices.add_place(build)
     devices.add(build, parts.nodes)
-    if _scratch(build):
+    if scratch.has_scratch(build):
         for path in ("/dev/shm", "/dev/mqueue"):
             build.add(MakeDirs(path, 0o755, "root"))
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
 
-def _scratch(build: Build) -> bool:
-    """Whether there are /tmp, /dev/shm and /dev/mqueue of the sandbox's own."""
-    return build.spec.profile != "none" and build.spec.root.kind != "inherit"
-
-
-def new_shared_memory(
-    dst: str, source: str, *, size: int = 16 * MIB, make: bool = False
-) -> NewMount:
-    """Where shm_open(3) has its files."""
-    options = (("mode", "1777"), ("size", str(size)), ("nr_inodes", "1024"))
-    return NewMount("tmpfs", dst, options, _SAFE | int(MountAttr.NOEXEC), source, make)
-
-
-def _joins_shared_memory(build: Build) -> bool:
-    """The POSIX half of a joined IPC namespace: a tree of the mount namespace of who is joined.
-
-    Only a member can copy a tree out of it, so somebody has to go there.
-    """
-    return "ipc" in build.join and _scratch(build)
-
-
-def _pick_shared_memory(build: Build) -> Slot:
-    """By the child, which comes back, before anything else depends on where it is."""
-    home = Slot("file", "/proc/self/ns/mnt")
-    build.add(Open(str(home.key), home, "pod"))
-    tree = _copy_shared_memory(build)
-    build.add(Setns(home, Clone.NEWNS, "pod"))
-    return tree
-
-
-def _copy_shared_memory(build: Build) -> Slot:
-    build.add(Setns(build.pass_slot(*JOIN), Clone.NEWNS, "pod"))
-    return build.open_tree(SHM, 0, "pod", recursive=False)
-
-
 def enter_template(build: Build) -> None:
     """By a joiner, which then clones: the copy is the sandbox's."""
-    if _joins_shared_memory(build):
-        build.shared_memory = _copy_shared_memory(build)
+    if scratch.joins_shared_memory(build):
+        build.shared_memory = scratch.copy_shared_memory(build)
     build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
-
-
-def _room(build: Build) -> tuple[int, int]:
-    """Bytes and inodes of the writable tmpfs: /tmp, and the changes of an overlay with it."""
-    spec, limits = build.spec, build.spec.limits
-    data = sum(2 * PAGE + _pages(content) for _, content, _ in spec.files)
-    size = 64 * MIB + data if spec.root.size is None else spec.root.size
-    inodes = 16384 + 2 * len(spec.files) if spec.root.inodes is None else spec.root.inodes
-    return (
-        limits.disk if isinstance(limits.disk, int) else size,
-        limits.inodes if limits.inodes is not None else inodes,
-    )
-
-
-def _asks_for_room(build: Build) -> bool:
-    spec, limits = build.spec, build.spec.limits
-    return bool(spec.files) or limits.disk is not None or limits.inodes is not None
-
-
-def _has_tmp(build: Build) -> bool:
-    return _asks_for_room(build) or _scratch(build)
-
-
-def _add_scratch(build: Build, make: bool, tmp: Slot | None) -> None:
-    spec, limits = build.spec, build.spec.limits
-    if _scratch(build):
-        safe = _SAFE | int(MountAttr.NOEXEC)
-        if build.shared_memory is not None:
-            build.add(Attach(build.shared_memory, SHM, "pod", False))
-        else:
-            build.add(new_shared_memory(SHM, "profile"))
-        if build.own("ipc"):
-            build.add(NewMount("mqueue", "/dev/mqueue", (), safe, "profile", False))
-    if not _has_tmp(build):
-        return
-    size, inodes = _room(build)
-    room: tuple[tuple[str, str], ...] = (
-        ("mode", "1777"),
-        ("size", str(size)),
-        ("nr_inodes", str(inodes)),
-    )
-    if build.id_map != "single":
-        room += (("uid", str(build.uid)), ("gid", str(build.gid)))
-    source = "limits.disk" if _asks_for_room(build) else "profile"
-    if tmp is not None:
-        build.add(Attach(tmp, TMP, source, make))
-    else:
-        build.add(NewMount("tmpfs", TMP, room, _SAFE, source, make))
-    build.enforcement["disk"] = f"tmpfs size={size}"
-    if spec.root.kind == "overlay" and spec.root.path and limits.disk is not None:
-        build.cannot("limits.disk", "nsbox cannot bound upper=, a directory of the caller's")
-    owner = (build.uid, build.gid) if (build.uid, build.gid) != setup_ids(build) else None
-    for name, content, mode in spec.files:
-        parent, _, _ = name.rpartition("/")
-        if parent:
-            build.add(MakeDirs(f"{TMP}/{parent}", 0o755, f"files[{name!r}]", owner))
-        build.add(File(f"{TMP}/{name}", content, mode, owner, f"files[{name!r}]"))
-
-
-def setup_ids(build: Build) -> tuple[int, int]:
-    """The uid and gid that set-up runs as, as its user namespace has them."""
-    if build.id_map == "single":
-        return build.uid, build.gid
-    return (0, 0) if build.in_userns else (build.host.euid, build.host.egid)
 
 
 def _add_proc(build: Build, bound: Slot | None, make: bool) -> None:
@@ -401,8 +292,8 @@ class MountParts:
         for i, mount in enumerate(build.spec.mounts):
             if mount.kind == "bind" and i not in self.binds:
                 self.binds[i] = _open_bind(build, mount, f"mounts[{i}]")
-        if _joins_shared_memory(build) and build.shared_memory is None:
-            build.shared_memory = _pick_shared_memory(build)
+        if scratch.joins_shared_memory(build) and build.shared_memory is None:
+            build.shared_memory = scratch.pick_shared_memory(build)
 
     def _open_slaves(self, build: Build) -> None:
         """While the host's mounts are still their masters: once private, they hear of nothing."""
@@ -442,7 +333,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     _add_proc(build, parts.proc, make)
     layers = parts.root.layers if parts.root is not None else None
     tmp = layers.tmp if layers is not None else None
-    _add_scratch(build, make, tmp)
+    scratch.add_scratch(build, make, tmp)
     for i, mount in enumerate(build.spec.mounts):
         _add_user_mount(build, i, mount, parts.binds.get(i), make)
 
@@ -462,8 +353,9 @@ def add_pivot(build: Build) -> None:
 
 
 def check_root(build: Build) -> None:
-    """Refuse what needs a mount namespace when there is none."""
+    """Refuse what needs a mount namespace when there is none, and what /tmp cannot hold."""
     spec = build.spec
+    scratch.check(build)
     if build.has_new("mnt"):
         return
     needs = spec.root.kind not in ("host", "inherit")

@@ -63,6 +63,7 @@ class Opcode(enum.IntEnum):
     SECCOMP = 49
     SELF = 50
     MKNOD = 51
+    ROOM = 52
 
 
 class OpFlag(enum.IntFlag):
@@ -107,6 +108,7 @@ class Kind(enum.IntEnum):
     FAILED = 5
     EXITED = 6
     ENDED = 7
+    ROOM = 8
 
 
 class Clone(enum.IntFlag):

@@ -29,7 +29,7 @@ from nsbox.blame import setup_error
 from nsbox.cgroupfs import remove_tree
 from nsbox.errors import StateError
 from nsbox.names import Clone, Kind, PlanFlag
-from nsbox.steps import HandOver
+from nsbox.steps import HandOver, HandRoom
 
 if TYPE_CHECKING:
     import socket
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nsbox.usage import Tally
 
 _CLD_EXITED = 1
+_REAP_S = 0.05
 _ABORT_DEADLINE_S = 5.0
 _PF_EXITING = 4  # of the flags in proc_pid_stat(5)
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
@@ -112,6 +113,7 @@ class Process:
         self.ended_at = 0.0
         self.stats: Tally | None = None
         self.cpu_limit: float | None = None
+        self.used_up: tuple[str, ...] = ()  # "disk", "inodes"
         self._channel = channel
         self._waiters = 0
         self._released = False
@@ -127,7 +129,7 @@ class Process:
         self._before: processes.Snapshot | None = None
         self._lost = False
         self._ending = False
-        self._upper = -1
+        self._room = self._upper = -1
         self._changes: tuple[Change, ...] = ()
 
     # ---------------------------------------------------------------- state
@@ -168,7 +170,7 @@ class Process:
                 if received is None:
                     return None
                 record, fd = received
-                if fd >= 0 and record.kind == Kind.BARRIER:  # of a set-up that was given up
+                if fd >= 0 and record.kind in (Kind.BARRIER, Kind.ROOM):  # of a set-up given up
                     os.close(fd)
                 elif fd >= 0:  # of a spawn that failed before the launcher told who it was
                     self.pid, self.pidfd = record.pid, fd
@@ -189,6 +191,7 @@ class Process:
             told = self._payload or record
             code = told.status if told.code == _CLD_EXITED else -told.status
             self.ended_at = time.monotonic()
+            self._look_at_room()
             if self.cgroup is not None:
                 self.stats = cgroup_child.tally(self.cgroup)
             user, system = record.utime_us / 1e6, record.stime_us / 1e6
@@ -198,6 +201,23 @@ class Process:
             if self._before is not None:
                 peak = max(peak, self._before.maxrss)
             self._ended = Ended(code, user, system, peak, record.inblock << 9, record.oublock << 9)
+
+    def take_room(self, directory: int) -> None:
+        """Of the file system that its limits are of, see ``HandRoom``; -1 for none."""
+        with self._lock:
+            self._room = directory
+
+    def _look_at_room(self) -> None:
+        """Before the file system goes with its last descriptor: what of it is used up?"""
+        fd, self._room = self._room, -1
+        if fd >= 0:
+            step = next(step for step in self.plan.steps if isinstance(step, HandRoom))
+            try:
+                status = os.fstatvfs(fd)
+            finally:
+                os.close(fd)
+            left = {"disk": status.f_bfree, "inodes": status.f_ffree}
+            self.used_up = tuple(limit for limit in step.limits if not left[limit])
 
     def _lose(self) -> None:
         """Nobody is left to report: the kernel ends the child by its parent-death signal, and
@@ -276,6 +296,7 @@ class Process:
         look = (not counted or thaw.mounted()) and self._alive()
         tree = processes.tree(self.pid) if look else []
         if tree and not counted and self._before is None:
+            self._let_reap(tree)
             before = processes.snapshot(tree)
             self._before = before if self._alive() else None
         self.send_signal(signal.SIGKILL)
@@ -287,6 +308,16 @@ class Process:
         if self.cgroup is not None:
             self.cgroup.let_die()
         thaw.thaw(tree)  # PID 1 ends after all others, so none of them may stay frozen
+
+    def _let_reap(self, tree: list[int]) -> None:
+        """A payload that has just ended is about to be told of by nsbox-init, its first parent:
+        only who reaps it learns how much memory it had."""
+        deadline = time.monotonic() + _REAP_S
+        while PlanFlag.INIT in self.plan.flags and len(tree) > 1 and time.monotonic() < deadline:
+            stat = processes.read_stat(tree[1])
+            if stat is None or stat.state != "Z":
+                return
+            time.sleep(0.001)
 
     def _kill_group(self) -> None:
         """The payload leads a session, and so a group (PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9)."""
@@ -446,6 +477,7 @@ class Process:
         with self._lock:
             while self.sockets:  # of a network that was not made
                 os.close(self.sockets.popitem()[1])
+            self._look_at_room()
             self._know_pidfd()
             self._released = True
             self._close_released()

@@ -89,7 +89,8 @@ class Limits:
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
-        disk: bytes of the writable tmpfs at /tmp.
+        disk: bytes of the writable tmpfs at /tmp, which has the changes of an overlay, too;
+            /dev/shm may have as many. What ``mounts=`` shows is not counted.
         inodes: files and directories in it.
         nofile: open descriptors of each process (RLIMIT_NOFILE).
         oom_group: an OOM kill ends the whole sandbox, not one of its processes

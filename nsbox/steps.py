@@ -460,6 +460,25 @@ class HandOver:
         return Op(slots[self.slot], n=1)
 
 
+@dataclass(frozen=True, slots=True)
+class HandRoom:
+    """The owner gets a descriptor of the directory, and looks, when all has ended, at which of
+    *limits* its file system has used up: "disk", "inodes". Nobody waits for it."""
+
+    dst: str
+    limits: tuple[str, ...]
+    source: str
+    who: ClassVar[str] = "child"
+    name: ClassVar[str] = "hand-room"
+    opcode: ClassVar[Opcode] = Opcode.ROOM
+
+    def describe(self) -> str:
+        return f"{self.dst}, to tell what is used up"
+
+    def encode(self, pool: Pool, slots: Slots) -> Op:
+        return Op(pool.text(self.dst))
+
+
 class Netlink(enum.IntEnum):
     """Sockets that are opened where the caller is not: address family, type and protocol.
 
@@ -694,7 +713,7 @@ class OpenPty:
 ChildStep = (
     Setns | Unshare | EnterCgroup | Simple | Number | Text | Open | OpenTree | Attach | HandOver
     | RootTree | NewMount | Options | File | MakeDirs | Pair | Groups | Fd | OpenPty | OpenNetlink
-    | HandNetlink | Filter
+    | HandNetlink | HandRoom | Filter
 )  # fmt: skip
 Step = HostStep | ChildStep
 

@@ -61,6 +61,7 @@ class Tally(NamedTuple):
     throttled: float | None
     cpu_used: float | None
     oom_kills: int
+    oom_group: bool  # one of these is the end of all, though not at once (v1)
     forks_refused: int
     io_read: int | None
     io_write: int | None

@@ -60,6 +60,7 @@ static void follow_strings(const char *base, const struct nsb_op *op)
 	case NSB_OP_OPEN:
 	case NSB_OP_MKDIR:
 	case NSB_OP_MKNOD:
+	case NSB_OP_ROOM:
 	case NSB_OP_FILE:
 	case NSB_OP_READONLY:
 	case NSB_OP_HOSTNAME:

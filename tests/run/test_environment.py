@@ -241,9 +241,21 @@ def test_files_of_a_mebibyte_do_not_eat_the_room_of_tmp() -> None:
 
 
 def test_files_larger_than_the_disk_limit_are_an_error_that_names_the_file() -> None:
-    with pytest.raises(nsbox.SetupError) as caught:
-        kit.run("true", files={"big": bytes(2 << 20)}, limits=Limits(disk="1MiB"))
-    assert "big" in caught.value.field
+    files = {"small": bytes(4097), "big": bytes(1 << 20)}
+    with pytest.raises(nsbox.SpecError, match=r"^files\['big'\]: .* limits.disk=1048576"):
+        kit.run("true", files=files, limits=Limits(disk="1MiB"))
+    assert kit.run("true", files=files, limits=Limits(disk=(1 << 20) + 8192)).ok
+    many = {str(number): "" for number in range(16)}
+    with pytest.raises(nsbox.SpecError, match=r"^files: 16 do not fit in limits.inodes=16"):
+        kit.run("true", files=many, limits=Limits(inodes=16))
+
+
+@pytest.mark.parametrize("asked", [{"files": {"a": "1"}}, {"limits": Limits(disk="1MiB")},
+                                   {"limits": Limits(inodes=20)}], ids=str)  # fmt: skip
+def test_a_mount_that_would_hide_tmp_is_refused_when_something_is_asked_of_tmp(asked: Any) -> None:
+    with pytest.raises(nsbox.SpecError, match=r"^mounts\[0\]: would hide the /tmp"):
+        kit.run("true", mounts=[nsbox.Mount.tmpfs("/tmp", size="8MiB")], **asked)
+    assert kit.run("true", mounts=[nsbox.Mount.tmpfs("/tmp/sub", size="8MiB")], **asked).ok
 
 
 def test_files_shadow_no_mount_of_the_host() -> None:

@@ -54,6 +54,15 @@ def test_a_child_that_is_out_of_memory_takes_the_sandbox_with_it() -> None:
 
 
 @cgroup
+def test_who_is_quicker_than_the_end_of_its_group_was_out_of_memory_all_the_same() -> None:
+    """On v1 the kernel ends one process, and nsbox the others."""
+    script = "head -c 100M /dev/zero > /tmp/x; exit 0"
+    for _ in range(10):
+        done = kit.sh(script, limits=Limits(memory="16MiB", disk="200MiB"))
+        assert (done.reason, done.ok, done.limits_hit) == (Reason.OOM, False, ("memory",))
+
+
+@cgroup
 def test_without_oom_group_only_the_child_goes() -> None:
     script = "python3 -c 'x = bytearray(100 << 20)'; echo code $?"
     done = kit.sh(script, limits=Limits(memory="50MiB", oom_group=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -182,6 +183,32 @@ def test_disk_limit_is_a_full_disk_at_that_size() -> None:
     done = kit.sh("head -c 3000000 /dev/zero > x; stat -c %s x", limits=Limits(disk="1MiB"))
     assert done.stdout == "1048576\n"
     assert "No space left on device" in str(done.stderr)
+    assert done.limits_hit == ("disk",)
+    assert kit.sh("head -c 500000 /dev/zero > x", limits=Limits(disk="1MiB")).limits_hit == ()
+
+
+def test_shared_memory_is_no_way_around_the_disk_limit() -> None:
+    script = "head -c 3000000 /dev/zero > /dev/shm/x; stat -c %s /dev/shm/x"
+    assert kit.sh(script, limits=Limits(disk="1MiB")).stdout == "1048576\n"
+
+
+def test_a_disk_limit_above_the_profile_s_file_size_holds_for_one_file() -> None:
+    script = "truncate -s 300M x && stat -c %s x"
+    assert kit.out(kit.sh(script, limits=Limits(disk="1GiB"))) == str(300 << 20)
+    assert kit.sh(script).returncode == 128 + signal.SIGXFSZ
+
+
+@pytest.mark.kernel
+def test_what_is_used_up_is_told_of_every_kind_of_sandbox(tmp_path: Path) -> None:
+    lower = kit.busybox_root(tmp_path / "root")
+    script = "head -c 3000000 /dev/zero > /tmp/x; exec true"
+    limits = Limits(disk="1MiB", inodes=100)
+    for root in (None, Rootfs.dir(lower), Rootfs.overlay(lower)):
+        for init in (True, False):
+            assert kit.sh(script, limits=limits, root=root, init=init).limits_hit == ("disk",)
+    with nsbox.Container(["sh", "-c", script], limits=limits) as container:
+        container.wait(kit.PATIENCE)
+        assert container.result().limits_hit == ("disk",)
 
 
 @pytest.mark.kernel
@@ -190,6 +217,8 @@ def test_inode_limit_is_a_full_disk_at_that_number() -> None:
     done = kit.sh(script, limits=Limits(inodes=32))
     assert int(str(done.stdout)) in range(30, 33)
     assert "No space left on device" in str(done.stderr)
+    assert done.limits_hit == ("inodes",)
+    assert done.enforcement["inodes"] == "tmpfs nr_inodes=32"
 
 
 # -- Rootfs.dir() -------------------------------------------------------------------------------

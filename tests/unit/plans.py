@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # -- hosts ------------------------------------------------------------------------------------
 
 SYSTEM = (("/usr", "dir", ""), ("/bin", "link", "usr/bin"), ("/etc/localtime", "file", ""))
-DEVICES = (("null", 0x103), ("tty", 0x500))
+DEVICES = (("null", 0x103), ("zero", 0x105), ("tty", 0x500))
 USER: dict[str, Any] = {
     "euid": 1001,
     "egid": 1002,
@@ -80,6 +80,7 @@ FULL: dict[str, Any] = {
     ),
     "pass_fds": (5, 9),
     "rlimits": {"core": 0, "nofile": (10, 20)},
+    "limits": Limits(disk="1MiB", inodes=100),
 }
 
 #: Keywords for each kind of sandbox that takes another way through compile().

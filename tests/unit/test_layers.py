@@ -35,8 +35,8 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names hashing forgotten checks",
     2: "spec keywords host netspec netallow",
-    3: "steps plan blame profile build limits idmap devices overlay mounts creds seccomp confine "
-    "compile nftmsg nftrule netrules netguard etc wiring drawing",
+    3: "steps plan blame profile build limits idmap devices scratch overlay mounts creds seccomp "
+    "confine compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi rtnl later nft shaping changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile",

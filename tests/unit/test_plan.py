@@ -40,7 +40,7 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
         data = raw.raw[op.a : op.a + op.n]
     texts: dict[Opcode, str] = {
         Opcode.OPEN: "a", Opcode.OPEN_TREE: "a", Opcode.ATTACH: "b", Opcode.MOUNT: "ab",
-        Opcode.MKDIR: "a", Opcode.MKNOD: "a",
+        Opcode.MKDIR: "a", Opcode.MKNOD: "a", Opcode.ROOM: "a",
         Opcode.FILE: "a", Opcode.SYMLINK: "ab", Opcode.READONLY: "a", Opcode.SYSCTL: "ab",
         Opcode.HOSTNAME: "a", Opcode.CHDIR: "a", Opcode.EXEC: "a",
     }  # fmt: skip
