@@ -10,9 +10,9 @@ from nsbox import confine, creds, devices, limits, mounts, scratch
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
-from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag
+from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, capability_mask
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
-from nsbox.spec import Rootfs, Spec
+from nsbox.spec import NetLabel, Rootfs, Spec
 from nsbox.steps import (
     CGROUP2,
     JOIN,
@@ -35,6 +35,7 @@ from nsbox.steps import (
     Simple,
     Text,
     Unshare,
+    capability_names,
     mounts_private,
 )
 
@@ -48,7 +49,7 @@ SIGKILL = 9
 #: Below this a child that shares the launcher's memory could meet its limit while it is set up.
 _TIGHT_MEMORY = 16 << 20
 _LATE = ("cgroup", "time")
-_NET_ADMIN = CAPABILITIES.index("NET_ADMIN")
+_NETWORK = capability_mask(("NET_ADMIN", "NET_RAW"))
 
 
 def _new_namespaces(spec: Spec, host: Host, join: tuple[str, ...]) -> tuple[str, ...]:
@@ -129,9 +130,6 @@ def _await_network(build: Build) -> None:
     """The owner makes the network while the child waits: nothing of the payload's runs before."""
     if not (build.spec.attached and build.has_new("net")):
         return
-    if build.spec.egress is not None and creds.kept_capabilities(build) >> _NET_ADMIN & 1:
-        raise SpecError("egress", "who has CAP_NET_ADMIN can change the network: leave it out of "
-                        "capabilities=")  # fmt: skip
     build.flags |= PlanFlag.FORK  # a child that waits must not hold up the launcher
     if not _launcher_net(build):
         _open_network(build)
@@ -141,6 +139,17 @@ def _await_network(build: Build) -> None:
         else:
             to = ", ".join(build.spec.egress or ("nothing",))
             build.add(HandNetlink(protocol, f"to {to}", "egress"))
+
+
+def _guard_network(build: Build) -> None:
+    """Rules of egress bind who can neither change them nor send frames past them (AF_PACKET)."""
+    net = build.spec.net
+    guarded = build.spec.egress is not None or (isinstance(net, NetLabel) and net.guarded)
+    kept = creds.kept_capabilities(build) & _NETWORK if guarded else 0
+    if kept:
+        raise SpecError("net" if build.spec.egress is None else "egress",
+                        f"who has {capability_names(kept)} can get round the rules of egress: "
+                        "leave it out of capabilities=")  # fmt: skip
 
 
 def _launcher_net(build: Build) -> bool:
@@ -440,6 +449,7 @@ def compile_spec(
     """
     build = _start(spec, host, join, join_map)
     build.template = template and mounts.fits_template(build)
+    _guard_network(build)
     _pass_joined(build)
     if build.has_new("time") and not host.exec_enters_time:
         raise Unavailable("time namespace", "needs Linux 6.3, where execve(2) enters it",

@@ -481,7 +481,8 @@ class Container(Contents, Control, Plugged):
     @property
     def label(self) -> NetLabel:
         """What makes it one of the values of ``net=`` of others, who share its network."""
-        return NetLabel(f"that of container {self.name}", self, joined=True)
+        guarded = self.spec.egress is not None or getattr(self.spec.net, "guarded", False)
+        return NetLabel(f"that of container {self.name}", self, joined=True, guarded=guarded)
 
     def joins(self) -> tuple[tuple[str, ...], int, str]:
         """For nsbox's own use: see ``Namespace.joins``."""

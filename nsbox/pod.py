@@ -207,8 +207,9 @@ class Pod(Plugged):
     def _check_container(self, container: PodContainer) -> Spec:
         try:
             spec = check_spec(container.spec.args, self._keywords(container))
-            if self._pause_keywords["egress"] is not None and _may_change_network(spec):
-                raise SpecError("capabilities", "with egress= of the pod, none may have NET_ADMIN")
+            if self._guarded() and _may_change_network(spec):
+                raise SpecError("capabilities", "with egress= of the pod, none may have NET_ADMIN "
+                                "or NET_RAW")  # fmt: skip
             if spec.init and self.share_process_namespace:
                 raise SpecError("init", "pause is PID 1 of a pod that shares its pid namespace")
             return spec
@@ -516,7 +517,12 @@ class Pod(Plugged):
     @property
     def label(self) -> NetLabel:
         """What makes it one of the values of ``net=`` of others, who share its network."""
-        return NetLabel(f"that of pod {self.name}", self, joined=True)
+        label = getattr(self.net, "label", None)
+        guarded = self._guarded() or (label is not None and label.guarded)
+        return NetLabel(f"that of pod {self.name}", self, joined=True, guarded=guarded)
+
+    def _guarded(self) -> bool:
+        return self._pause_keywords["egress"] is not None
 
     def joins(self) -> tuple[tuple[str, ...], int, str]:
         """For nsbox's own use: see ``Namespace.joins``."""
@@ -572,7 +578,7 @@ def _may_change_network(spec: Spec) -> bool:
     kept = spec.capabilities
     if kept is None:
         kept = PROFILES[spec.profile].capabilities
-    return kept is None or "NET_ADMIN" in kept
+    return kept is None or not {"NET_ADMIN", "NET_RAW"}.isdisjoint(kept)
 
 
 def _terminated(container: Container) -> State:

@@ -370,20 +370,26 @@ class NetLabel(str):
     Attributes:
         network: a weak reference, for specs are kept in caches.
         joined: it is there already, and entered; else the sandbox gets one that is made for it.
+        guarded: rules of egress are in it.
     """
 
     network: weakref.ref[Any] | None
     joined: bool
+    guarded: bool
 
-    def __new__(cls, text: str, network: Any = None, *, joined: bool = False) -> NetLabel:
+    def __new__(
+        cls, text: str, network: Any = None, *, joined: bool = False, guarded: bool = False
+    ) -> NetLabel:
         self = super().__new__(cls, text)
         self.network = None if network is None else weakref.ref(network)
-        self.joined = joined
+        self.joined, self.guarded = joined, guarded
         return self
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, NetLabel) and self.network == other.network
-        return same and str.__eq__(self, str(other))
+        if not isinstance(other, NetLabel):
+            return False
+        mine, others = (self.network, self.guarded), (other.network, other.guarded)
+        return mine == others and str.__eq__(self, str(other))
 
     def __hash__(self) -> int:
         return str.__hash__(self)

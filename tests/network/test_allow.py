@@ -194,7 +194,7 @@ def test_uid_0_inside_cannot_take_the_rules_away() -> None:
         for keywords in (
             {"user": 0},
             {"user": 0, "profile": "standard"},
-            {"profile": "standard", "user": 0, "capabilities": ["NET_RAW", "NET_BIND_SERVICE"]},
+            {"profile": "standard", "user": 0, "capabilities": ["NET_BIND_SERVICE", "SETUID"]},
         ):
             with idle("a", net, egress=Allow(":7"), **keywords) as a:
                 before = ruleset(a)
@@ -248,16 +248,23 @@ def test_even_net_admin_from_outside_cannot_change_a_table_that_is_owned() -> No
 @elsewhere
 def test_what_does_not_go_together_is_refused() -> None:
     with nsbox.Network("nsb0", subnet=SUBNET) as net:
-        for keywords in ({"capabilities": ["NET_ADMIN"], "user": 0}, {"profile": "none"}):
+        for who, keywords in (
+            ("NET_ADMIN", {"capabilities": ["NET_ADMIN"], "user": 0}),
+            ("NET_RAW", {"capabilities": ["NET_RAW"], "user": 0}),  # frames pass no rule of ours
+            ("NET_ADMIN, NET_RAW", {"profile": "none"}),
+        ):
+            why = f"who has {who} can get round the rules of egress: leave it out of capabilities="
             with (
                 raises(nsbox.SpecError, "egress") as said,
                 idle("a", net, egress=Allow(), **keywords),
             ):
                 pass
-            assert said == [
-                "egress: who has CAP_NET_ADMIN can change the network: leave it out of "
-                "capabilities="
-            ]
+            assert said == [f"egress: {why}"]
+            with idle("b", net, egress=Allow()) as other, raises(nsbox.SpecError, "net") as said:
+                nsbox.run(["true"], net=other, **keywords)
+            assert said == [f"net: {why}"]
+            with idle("b", net) as other:
+                assert nsbox.run(["true"], net=other, **keywords).ok
         with raises(nsbox.SpecError, "egress") as said:
             idle("a", net, egress=["192.0.2.2"])
         assert said == ["""egress: ['192.0.2.2']: use Allow("10.0.0.0/8", "192.0.2.7:443")"""]

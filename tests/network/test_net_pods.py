@@ -276,14 +276,15 @@ def test_what_a_pod_may_reach_holds_for_each_of_its_containers() -> None:
         pod["app"].kill()
         pod["app"].wait_restarted(1, scaled(20))
         assert asks(pod["app"], OUTSIDE, 8) == "ECONNREFUSED"
-        with (
-            raises(nsbox.SpecError, "containers['a'].capabilities") as said_,
-            nsbox.Pod("bad", [spec("a", capabilities=["NET_ADMIN"])], net=net, egress=allowed),
-        ):
-            pass
-        assert said_ == [
-            "containers['a'].capabilities: with egress= of the pod, none may have NET_ADMIN"
-        ]
+        for name in ("NET_ADMIN", "NET_RAW"):
+            with raises(nsbox.SpecError, "containers['a'].capabilities") as said_:
+                nsbox.Pod("bad", [spec("a", capabilities=[name])], net=net, egress=allowed)
+            assert said_ == [
+                "containers['a'].capabilities: with egress= of the pod, none may have NET_ADMIN or "
+                "NET_RAW"
+            ]
+            with raises(nsbox.SpecError, "net"):
+                nsbox.run(["true"], net=pod, capabilities=[name])
         with (
             raises(nsbox.SpecError),
             nsbox.Pod("bad", [spec("a", profile="none")], net=net, egress=allowed),

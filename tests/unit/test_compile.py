@@ -168,7 +168,7 @@ def test_the_same_spec_and_host_make_the_same_plan(host: str) -> None:
     ("change", "step"),
     [
         pytest.param({"system": (("/opt", "dir", ""),)}, "/opt (rdonly,nosuid,nodev)", id="system"),
-        pytest.param({"devices": (("zero", 1),)}, "/dev/zero (nosuid,noexec)", id="devices"),
+        pytest.param({"devices": (("full", 1),)}, "/dev/full (nosuid,noexec)", id="devices"),
         pytest.param({"controllers": ("pids",)}, "mkdir, for pids", id="controllers"),
         pytest.param({"cgroup_version": 1}, "tasks <- 0 (pids)", id="cgroup version"),
     ],
