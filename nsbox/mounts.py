@@ -306,6 +306,9 @@ class MountParts:
 
 def _open_bind(build: Build, mount: Mount, source: str) -> Slot:
     attrs = _SAFE | (_READONLY if mount.ro else 0)
+    if mount.ro and "SYS_ADMIN" in (build.spec.capabilities or ()):
+        build.cannot(source, "ro=True cannot hold: CAP_SYS_ADMIN inside makes it writable again",
+                     hint="say ro=False, or leave SYS_ADMIN out of capabilities=")  # fmt: skip
     host = build.host
     inside = (build.uid, build.gid)
     is_caller = build.id_map == "single" or (not build.in_userns

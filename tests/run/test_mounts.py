@@ -207,6 +207,18 @@ def test_a_read_only_bind_cannot_be_remounted_by_root_inside(tmp_path: Path) -> 
     assert list(data.iterdir()) == []
 
 
+def test_a_read_only_bind_is_refused_beside_the_capability_to_remount_it(tmp_path: Path) -> None:
+    kit.open_directory(tmp_path / "d")
+    keywords: dict[str, Any] = {"user": 0, "capabilities": ["SYS_ADMIN"], "profile": "standard"}
+    script = "mount -o remount,bind,rw /d; echo x > /d/x"
+    readonly = [Mount.bind(tmp_path / "d", "/d")]
+    with pytest.raises(nsbox.Unavailable, match=r"^mounts\[0\]: ro=True cannot hold"):
+        kit.sh(script, mounts=readonly, **keywords)
+    done = kit.sh(script, mounts=readonly, best_effort=True, **keywords)
+    assert "missing: ro=True cannot hold" in done.enforcement["mounts[0]"]
+    assert (tmp_path / "d/x").exists(), "so it is right to refuse"
+
+
 def test_a_bind_of_nothing_is_an_error_that_names_the_mount() -> None:
     mounts = [Mount.tmpfs("/a"), Mount.bind("/nonexistent", "/b")]
     with pytest.raises(nsbox.SetupError, match="/nonexistent") as caught:
