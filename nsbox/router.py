@@ -204,7 +204,7 @@ class Router(Here):
                 return
             if _routers.get(self._view) is self:
                 del _routers[self._view]
-        self._undo.close()
+        later.call(self._undo.close)  # which waits for the end of processes
 
 
 _routers: dict[bytes, Router] = {}
