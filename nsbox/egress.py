@@ -129,7 +129,8 @@ class Egress:
         spec = make_spec(
             args, profile="none", namespaces=("mnt", "pid"), net="host", user=CALLER_ID,
             capabilities=_CAPABILITIES, devices=("tun",),
-            mounts=(Mount.bind(f"/proc/{net.keeper}/ns/net", _NETNS), Mount.tmpfs("/tmp", 65536)),
+            mounts=(Mount.bind(f"/proc/{net.keeper}/ns/net", _NETNS, ro=False),
+                    Mount.tmpfs("/tmp", 65536)),
         )  # fmt: skip
         nodes = [node for name, *_ in spec.devices for node in probe.device_nodes(name)]
         # What it says goes nowhere once the pipe is full: nobody reads it while it runs.

@@ -24,8 +24,8 @@ def test_nothing_is_left_after_close() -> None:
                 assert sum("pasta" in one or "slirp4netns" in one for one in kinds) >= 1
                 assert kinds.count("proxy") == 2, "of the host's port, and of the container's"
             assert gone(running - mine() - {launcher()}), "as soon as they end"
-        assert gone(running - {launcher()})
         assert later.settle(10)
+        assert gone(running - {launcher()})
         opened.append(sorted(os.listdir("/proc/self/fd")))
     assert opened[0] == opened[2], "what the library keeps is there after the first"
     assert [n for n in os.listdir(registry.directory()) if not n.endswith("-lock")] == []
@@ -83,6 +83,7 @@ def test_a_network_that_cannot_be_made_leaves_nothing() -> None:
     whole, way.Egress._await = way.Egress._await, fails
     with pytest.raises(nsbox.Unavailable):
         nsbox.Network().start()
+    assert later.settle(10)
     assert gone(mine() - {launcher()}) or mine() == {launcher()}
     way.Egress._await = whole
     held = socket.create_server(("127.0.0.1", 8080))
@@ -92,6 +93,7 @@ def test_a_network_that_cannot_be_made_leaves_nothing() -> None:
         assert not n.leases
         running = mine()
     held.close()
+    assert later.settle(10)
     assert gone(running - {launcher()})
 
 
