@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SIGKILL = 9
 _KILL_ROUNDS = 20
 _CHUNK = 16384
+_SHORT = 2048  # seq_file gives a page at a time, less what its next line did not fit in
 
 
 def read(path: str) -> str:
@@ -24,8 +25,10 @@ def read(path: str) -> str:
     a text file makes four more system calls."""
     text = b""
     with open(path, "rb", buffering=0) as file:
-        while part := file.read(_CHUNK):  # seq_file gives a page at a time
+        while part := file.read(_CHUNK):
             text += part
+            if len(part) < _SHORT:
+                break
     return text.decode("utf-8", "surrogateescape")
 
 
@@ -59,10 +62,15 @@ def number(path: str) -> int | None:
 def counters(path: str) -> dict[str, int]:
     """A file of "name number" lines; empty where there is none."""
     try:
-        pairs = (line.rpartition(" ") for line in read(path).splitlines())
-        return {name: int(value) for name, _, value in pairs if value.isdigit()}
+        return parse_counters(read(path))
     except OSError:
         return {}
+
+
+def parse_counters(text: str) -> dict[str, int]:
+    """The same of what was read."""
+    pairs = (line.rpartition(" ") for line in text.splitlines())
+    return {name: int(value) for name, _, value in pairs if value.isdigit()}
 
 
 def counter(path: str, name: str) -> int:

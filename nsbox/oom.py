@@ -24,12 +24,13 @@ class OomNotice:
 
     def __init__(self, cgroup: Cgroup, directory: str) -> None:
         self._cgroup: Cgroup | None = cgroup
-        self._seen = cgroup.oom_kills()
         self._watched = False
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
+                said = os.read(control, 4096).decode()
+                self._seen = cgroupfs.parse_counters(said).get("oom_kill", 0)
                 cgroupfs.write(f"{directory}/cgroup.event_control", f"{self.fd} {control}")
             finally:
                 os.close(control)
