@@ -46,8 +46,8 @@ def who(box: Any, ask: list[str] = ASK) -> tuple[str, str | None, Any]:
 
 def finds(box: Any, name: str) -> str | None:
     """The address, if it is in /etc/hosts; a name server would not know it."""
-    done = box.exec(["grep", "-wF", name, "/etc/hosts"], capture_output=True, text=True)
-    if not done.ok:
+    lines = output(box, "cat", "/etc/hosts").splitlines()
+    if not any(name in line.split()[1:] for line in lines if not line.startswith("#")):
         return None
     return output(box, "getent", "ahostsv4", name).split()[0]
 
@@ -232,7 +232,8 @@ def test_a_pod_without_a_network_has_more_names_too() -> None:
     app = nsbox.ContainerSpec("app", ["sleep", "1000"])
     with nsbox.Pod("web", [app], host_aliases=ALIASES) as pod:
         assert who(pod["app"]) == ("web", "web", ["127.0.1.1"])
-        assert finds(pod["app"], "nine") == "192.0.2.9"
+        # Where there is but a loopback, who asks for addresses that he could use gets none.
+        assert output(pod["app"], "getent", "hosts", "nine").split()[0] == "192.0.2.9"
 
 
 def test_what_a_pod_cannot_be_told_of_names() -> None:
