@@ -16,16 +16,15 @@ their own, which the kernel removes with the socket that made it, however this p
 
 from __future__ import annotations
 
-import os
 import secrets
 import threading
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
     etc,
     hostsfile,
+    identity,
     interrupts,
     later,
     launcher,
@@ -39,6 +38,7 @@ from nsbox import (
 )
 from nsbox.addresses import Pool, counterpart
 from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.identity import HOSTNAME, HOSTS, RESOLV, HostNames, Identity
 from nsbox.lease import Lease
 from nsbox.netrules import HostPort
 from nsbox.registry import directory
@@ -49,12 +49,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-    from nsbox.netspec import Address, Dns, Subnet
+    from nsbox.netspec import Address, Dns, HostAlias, Subnet
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
     from nsbox.subnets import Claim
 
-_HOSTS, _RESOLV = "/etc/hosts", "/etc/resolv.conf"
 _NAMES = (HostPort(53, "udp"), HostPort(53, "tcp"))
 
 
@@ -86,8 +85,8 @@ class Bridge(links.Owned):
         isolated: nobody but the host opens connections to its sandboxes, but to published ports.
         host_ports: services of the host that its sandboxes reach, at the gateway's address, as
             ``8080`` or ``"53/udp"``. All others are closed to them.
-        dns: name servers beside the host's: addresses, or ``{"nameservers": ..., "searches": ...,
-            "options": ...}``.
+        dns: name servers that are asked before the host's, which follow up to three in all:
+            addresses, or ``{"nameservers": ..., "searches": ..., "options": ...}``.
         mtu: bytes.
 
     Raises:
@@ -131,10 +130,11 @@ class Bridge(links.Owned):
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"
-        self.hosts: hostsfile.HostsFile | None = None
+        self._stand_in = netspec.Dns()
+        self.hosts: hostsfile.NetworkHosts | None = None
         self._undo = ExitStack()
         self._leases: set[Lease] = set()
-        self._resolvers: dict[Dns | None, str] = {}
+        self._resolvers: dict[tuple[Dns | None, str], str] = {}
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------ what it is
@@ -267,23 +267,24 @@ class Bridge(links.Owned):
         if resolver is not None:
             left = [port for port in _NAMES if port not in self._host_ports]
             self._place.serve_host([gateway], left, self._undo, resolver)
-            self._dns = etc.merge(netspec.Dns((gateway,)), self._dns or netspec.Dns())
+            self._stand_in = netspec.Dns((gateway,))
 
     def _make_files(self) -> None:
-        self.hosts = hostsfile.HostsFile.create()
+        self.hosts = hostsfile.NetworkHosts()
         self._undo.callback(self.hosts.close)
+        self._hostnames = HostNames()
+        self._undo.callback(self._hostnames.close)
 
-    def _resolv_conf(self, dns: Dns | None) -> str:
-        """The path of a file for whoever has these name servers beside the host's."""
+    def _resolv_conf(self, dns: Dns | None, policy: str) -> str:
+        """The path of a file for whoever has these name servers before the host's."""
         with self._lock:
-            if dns not in self._resolvers:
+            if (dns, policy) not in self._resolvers:
                 path = f"{directory()}/{launcher.current().entry.name()}-resolv"
-                with open(path, "x") as file:
-                    self._undo.callback(hostsfile.remove, path)
-                    os.fchmod(file.fileno(), 0o644)  # whatever the caller's umask
-                    file.write(hostsfile.resolv_conf("Default", dns).text)
-                self._resolvers[dns] = path
-            return self._resolvers[dns]
+                self._undo.callback(hostsfile.remove, path)
+                more = dns if policy == "None" else etc.merge(self._stand_in, dns or netspec.Dns())
+                identity.write(path, hostsfile.resolv_conf(policy, more).text)
+                self._resolvers[dns, policy] = path
+            return self._resolvers[dns, policy]
 
     def _delete(self) -> None:
         self._undo.close()
@@ -293,7 +294,7 @@ class Bridge(links.Owned):
 
     # ------------------------------------------------------------ for its leases
 
-    def lease(self, spec: Spec, name: str = "") -> Lease:
+    def lease(self, spec: Spec, who: Identity) -> Lease:
         """For nsbox's own use: a place for one sandbox.
 
         Raises:
@@ -301,7 +302,7 @@ class Bridge(links.Owned):
             Unavailable: there is no address, or no port, left.
         """
         self._check_there()
-        made = Lease(self, spec, name)
+        made = Lease(self, spec, who)
         self._leases.add(made)
         return made
 
@@ -319,18 +320,49 @@ class Bridge(links.Owned):
     def forget(self, lease: Lease) -> None:
         self._leases.discard(lease)
 
-    def furnish(self, spec: Spec) -> Spec:
-        """With the network's files, which have to be there in a root that is not ours."""
+    def identify(
+        self,
+        spec: Spec,
+        name: str = "",
+        *,
+        policy: str = "Default",
+        aliases: tuple[HostAlias, ...] = (),
+    ) -> Identity:
+        """For nsbox's own use: who a sandbox will be here, *name* being what it is called."""
         self._check_there()
-        if self.hosts is None or spec.root.kind == "inherit":
-            return replace(spec, net_mounts=())
-        files: tuple[tuple[str, str], ...] = (
-            (self.hosts.path, _HOSTS),
-            (self._resolv_conf(spec.dns or self._dns), _RESOLV),
-        )
-        if spec.root.kind == "dir" and spec.root.ro:
-            files = tuple(one for one in files if _is_file(spec.root.path + one[1]))
-        return replace(spec, net_mounts=files)
+        if self.hosts is None:
+            if spec.dns is not None:
+                raise SpecError("dns", "the bridge has no subnet=, and so no way to a name server")
+            return identity.alone(spec.hostname, aliases)
+        who = self.named(spec, name)
+        try:
+            who.files[HOSTS] = self.hosts.path
+            if aliases:
+                hosts = self.hosts.with_aliases(aliases)
+                who.callback(self.while_open, self.hosts.drop, hosts)
+                who.files[HOSTS], who.asked[HOSTS] = hosts.path, "host_aliases"
+            who.files[RESOLV] = self._resolv_conf(spec.dns or self._dns, policy)
+            if spec.dns is not None:
+                who.asked[RESOLV] = "dns"
+        except BaseException:
+            who.close()
+            raise
+        return who
+
+    def named(self, spec: Spec, name: str) -> Identity:
+        """With a host name, if it can have one."""
+        names = [name] if identity.published(name) else []
+        if spec.hostname is None and not identity.may_be_named(spec):
+            return Identity(None, names)
+        if spec.hostname is not None:
+            hostname = self._hostnames.take(spec.hostname)
+        else:
+            hostname = self._hostnames.take_new(identity.host_name(name))
+        more = [hostname] if identity.published(hostname) else []
+        who = Identity(hostname, dict.fromkeys([*names, *more]),
+                       {HOSTNAME: self._hostnames.path(hostname)})  # fmt: skip
+        who.callback(self.while_open, self._hostnames.give, hostname)
+        return who
 
     def take_address(self, wanted: str | None) -> tuple[Address | None, Address | None]:
         if self.subnet is None:
@@ -421,7 +453,3 @@ def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:
         if not number.isdecimal() or isinstance(value, bool):
             raise SpecError(f"host_ports[{i}]", f'{value!r}: use 8080 or "53/udp"')
         yield HostPort(int(number), protocol or "tcp")  # type: ignore[arg-type]
-
-
-def _is_file(path: str) -> bool:
-    return os.path.isfile(path) and not os.path.islink(path)

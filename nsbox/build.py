@@ -35,6 +35,7 @@ class Build:
         template: the mount namespace comes from a template.
         makes_nodes: devices are nodes of the new root's own, not mounts of the host's.
         shared_memory: the tree of a joined /dev/shm, once it is there.
+        names: trees of the files that ``Spec.net_mounts`` says, and where they go.
         maps: of the user namespace, where the caller said them.
         sysctls: (name with slashes, value) for the network namespace that is made.
     """
@@ -50,6 +51,7 @@ class Build:
     template: bool = False
     makes_nodes: bool = False
     shared_memory: Slot | None = None
+    names: list[tuple[Slot, str]] = field(default_factory=list)
     maps: IdMap | None = None
     sysctls: tuple[tuple[str, str], ...] = ()
     steps: list[Step] = field(default_factory=list)

@@ -414,9 +414,12 @@ def _set_up(build: Build) -> None:
     _add_late_joins(build)
     _add_time(build)
     if build.template and not build.in_userns:
+        mounts.open_names(build)
         slot = build.pass_slot("mntns", "template")
         build.add(Setns(slot, Clone.NEWNS, "root"), Unshare(Clone.NEWNS, "namespaces"))
     parts = mounts.MountParts(build) if build.has_new("mnt") else None
+    if parts is not None and not build.template:
+        mounts.open_names(build)
     if "user" in build.new or "user" in build.join:
         creds.become_setup_ids(build)
         _stay_hidden(build)

@@ -40,6 +40,7 @@ from nsbox.streams import PIPE, Sink, Stdio, connect, take
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from nsbox.identity import Identity
     from nsbox.plan import Plan
     from nsbox.popen import Popen
     from nsbox.process import Ended, Process
@@ -116,6 +117,7 @@ class Container(Contents, Control, Plugged):
                 raise SpecError(STREAMS[number], "PIPE is for Popen")
         self.name = name or Path((*self.spec.args, self.spec.root.path)[0]).name or "container"
         self._stdio_wanted = (stdin, stdout, stderr)
+        self._who: Identity | None = None  # its pod's
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
         self._on_end: Callable[[], None] | None = None
         self._status = "created"
@@ -166,6 +168,7 @@ class Container(Contents, Control, Plugged):
                     joined_pidfd=pidfd,
                     join_map=id_map,
                     name=self.name,
+                    who=self._who,
                 )
             except BaseException:
                 stdio.close()

@@ -20,7 +20,8 @@ _LOCAL = """\
 ff02::1\tip6-allnodes
 ff02::2\tip6-allrouters
 """
-_MOST_NAME = 63  # of a pod's name as its host name; Linux takes 64 bytes
+#: What every host calls itself and its neighbours, and no sandbox can be called.
+LOCAL_NAMES = frozenset(name for line in _LOCAL.splitlines() for name in line.split()[1:])
 _MOST_SERVERS = 3  # MAXNS of resolv.conf(5)
 
 
@@ -36,13 +37,13 @@ def hosts(lines: Iterable[str] = (), aliases: Iterable[HostAlias] = ()) -> str:
     Names and addresses are those that netspec.py has checked.
     """
     text = f"# Written by nsbox. Who ends is taken out.\n{_LOCAL}{''.join(lines)}"
+    return text + alias_lines(aliases)
+
+
+def alias_lines(aliases: Iterable[HostAlias]) -> str:
+    """The part of /etc/hosts that is what the user said."""
     more = "".join(host_line(one.address, one.names[0], aliases=one.names[1:]) for one in aliases)
-    return text + (f"# host aliases\n{more}" if more else "")
-
-
-def hostname(name: str) -> str:
-    """/etc/hostname. A pod's name is cut to 63 letters, as Kubernetes does."""
-    return f"{name[:_MOST_NAME].rstrip('-.')}\n"
+    return f"# host aliases\n{more}" if more else ""
 
 
 # -- resolv.conf ------------------------------------------------------------------------------
@@ -94,9 +95,10 @@ def _server(word: str) -> Address | None:
 
 
 def merge(dns: Dns, more: Dns) -> Dns:
-    """*more* beside what the policy gives, as Kubernetes has it: name servers and domains are
-    added, an option of the same name is replaced."""
-    servers = dict.fromkeys((*dns.nameservers, *more.nameservers))
+    """*more* beside what the policy gives: its name servers come first, as only so they are asked,
+    and as many others follow as a resolver heeds. Domains are added, an option of the same name
+    is replaced, as Kubernetes has it."""
+    servers = dict.fromkeys((*more.nameservers, *dns.nameservers))
     named = {option.partition(":")[0]: option for option in (*dns.options, *more.options)}
     return replace(
         dns,

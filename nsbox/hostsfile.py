@@ -21,6 +21,8 @@ import sys
 import threading
 import time
 import warnings
+from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -156,6 +158,63 @@ class HostsFile:
         return f"<nsbox.hostsfile.HostsFile {self.path} {state}>"
 
 
+class NetworkHosts:
+    """The hosts files of one network: all members are in each, and in some of them aliases."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: Counter[tuple[Address, str]] = Counter()
+        self._plain = HostsFile.create()
+        self._files = [self._plain]
+
+    @property
+    def path(self) -> str:
+        """Of the one without aliases."""
+        return self._plain.path
+
+    def add(self, address: Address, name: str) -> None:
+        """A member; who is added twice has to be removed twice."""
+        with self._lock:
+            if not self._members[address, name]:
+                with ExitStack() as undo:
+                    for file in self._files:
+                        file.add(address, name)
+                        undo.callback(file.remove, address, name)
+                    undo.pop_all()
+            self._members[address, name] += 1
+
+    def remove(self, address: Address, name: str) -> None:
+        """The member has gone."""
+        with self._lock:
+            self._members[address, name] -= 1
+            if not self._members[address, name]:
+                del self._members[address, name]
+                for file in self._files:
+                    file.remove(address, name)
+
+    def with_aliases(self, aliases: Iterable[HostAlias]) -> HostsFile:
+        """One more of them, until it is dropped."""
+        with self._lock, ExitStack() as undo:
+            file = undo.enter_context(HostsFile.create(aliases))
+            for address, name in self._members:
+                file.add(address, name)
+            self._files.append(file)
+            undo.pop_all()
+        return file
+
+    def drop(self, file: HostsFile) -> None:
+        """Nobody has it any more."""
+        with self._lock:
+            self._files.remove(file)
+            file.close()
+
+    def close(self) -> None:
+        """All of them; idempotent."""
+        with self._lock:
+            for file in self._files:
+                file.close()
+
+
 def remove(path: str) -> None:
     """A file of the registry directory, unless its launcher was killed, and gc() was here."""
     try:
@@ -186,7 +245,7 @@ def resolv_conf(policy: str = "Default", dns: Dns | None = None) -> ResolvConf:
     """For a network namespace of its own; with the host's, its own file is right.
 
     Args:
-        policy: as Kubernetes' ``dnsPolicy``: ``"Default"`` is the host's and *dns* beside it, and
+        policy: as Kubernetes' ``dnsPolicy``: ``"Default"`` is *dns*, and behind it the host's, and
             so is ``"ClusterFirst"``, as the names of nsbox are in /etc/hosts. ``"None"`` is *dns*
             alone.
         dns: as ``netspec.parse_dns`` gives it.
@@ -194,12 +253,8 @@ def resolv_conf(policy: str = "Default", dns: Dns | None = None) -> ResolvConf:
     Raises:
         SpecError: an unknown policy, or ``"None"`` without name servers.
     """
-    if policy not in POLICIES:
-        raise SpecError("dns_policy", f"{policy!r} is none of {', '.join(POLICIES)}")
-    dns = dns or Dns()
+    dns = check_policy(policy, dns)
     if policy == "None":
-        if not dns.nameservers:
-            raise SpecError("dns", "needs nameservers with dns_policy None")
         return ResolvConf(etc.resolv_conf(dns), ())
     found, left_out = _host_resolvers()
     if left_out:  # what a resolver on loopback says is to be trusted, what others say is not
@@ -211,12 +266,21 @@ def resolv_conf(policy: str = "Default", dns: Dns | None = None) -> ResolvConf:
     return ResolvConf(etc.resolv_conf(dns, notes), left_out)
 
 
+def check_policy(policy: str, dns: Dns | None) -> Dns:
+    """*dns*, if it goes with that policy. Raises SpecError."""
+    if policy not in POLICIES:
+        raise SpecError("dns_policy", f"{policy!r} is none of {', '.join(POLICIES)}")
+    if policy == "None" and not (dns and dns.nameservers):
+        raise SpecError("dns", "needs nameservers with dns_policy None")
+    return dns or Dns()
+
+
 def _host_resolvers() -> tuple[Dns, tuple[str, ...]]:
     """What the host has, and which of its name servers only the host itself can reach."""
-    found, left_out = etc.parse_resolv_conf(_text(_RESOLV_CONF))
+    found, left_out = etc.parse_resolv_conf(text_of(_RESOLV_CONF))
     for path in _UPSTREAM:
         if not found.nameservers and left_out:
-            real, _ = etc.parse_resolv_conf(_text(path))
+            real, _ = etc.parse_resolv_conf(text_of(path))
             found = etc.merge(found, Dns(real.nameservers, real.searches))
     return found, left_out
 
@@ -242,7 +306,8 @@ def own_resolver(own: Collection[Address]) -> Address | None:
     return None
 
 
-def _text(path: str) -> str:
+def text_of(path: str) -> str:
+    """What a file of the host's says; nothing, if it is not there."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(_MOST_TEXT)

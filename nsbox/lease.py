@@ -8,16 +8,19 @@ import functools
 import os
 import socket
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
+from nsbox.identity import Identity, may_be_named
 from nsbox.netallow import parse_allow
 from nsbox.netguard import Member, guarded
 from nsbox.netrules import Published, egress_table, published
 from nsbox.steps import Netlink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from nsbox.bridge import Bridge
     from nsbox.netrules import Protocol
     from nsbox.netspec import Address, Publish
@@ -37,11 +40,11 @@ class Lease:
         mac: of the sandbox's end.
     """
 
-    def __init__(self, bridge: Bridge, spec: Spec, name: str) -> None:
+    def __init__(self, bridge: Bridge, spec: Spec, who: Identity) -> None:
         self._bridge = bridge
         self._spec = spec
         self._undo = ExitStack()
-        self.name = name or spec.hostname or ""
+        self._who = who
         self.address: Address | None = None
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
@@ -54,6 +57,7 @@ class Lease:
             self._undo.callback(bridge.forget, self)
             self._publish()
             self._name()
+            who.place = self
         except BaseException:
             self._undo.close()
             raise
@@ -61,14 +65,34 @@ class Lease:
     # ------------------------------------------------------------ names and ports
 
     def _name(self) -> None:
+        for name in self._who.names:
+            self._add_name(name, self._undo.callback)
+
+    def _add_name(self, name: str, at_end: Callable[..., Any]) -> None:
         hosts = self._bridge.hosts
-        if hosts is None or not self.name:
-            return
         for address in (self.address, self.address6):
-            if address is None:
+            if hosts is None or address is None:
                 continue
-            hosts.add(address, self.name)
-            self._undo.callback(self._bridge.while_open, hosts.remove, address, self.name)
+            hosts.add(address, name)
+            at_end(self._bridge.while_open, hosts.remove, address, name)
+
+    def identify(self, spec: Spec) -> Identity:
+        """Of who shares this place: it is called as who has it, unless it wants to be called
+        otherwise, which is in the same files."""
+        own = self._who
+        if own.hostname is not None and spec.hostname in (None, own.hostname):
+            who = Identity(own.hostname if may_be_named(spec) else None, files=own.files)
+        else:
+            who = self._bridge.named(spec, "")
+            who.files = {**own.files, **who.files}
+            try:
+                for name in who.names:
+                    self._add_name(name, who.callback)
+            except BaseException:
+                who.close()
+                raise
+        who.place = self
+        return who
 
     def _publish(self) -> None:
         if self._spec.publish and self.address is None:

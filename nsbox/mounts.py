@@ -27,7 +27,7 @@ from nsbox.steps import (
 
 if TYPE_CHECKING:
     from nsbox.build import Build
-    from nsbox.spec import Mount
+    from nsbox.spec import Mount, Spec
 
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
@@ -55,7 +55,13 @@ def fits_template(build: Build) -> bool:
 
 def _is_of_a_pod(build: Build) -> bool:
     """A host root has the pod's name in /etc: its template would be this pod's alone, and dear."""
-    return bool(build.join and build.spec.hostname)
+    return bool(build.join and named(build.spec))
+
+
+def named(spec: Spec) -> str | None:
+    """The host name, where it is in the root and not in a file that is mounted there."""
+    mounted = {dst for _, dst in spec.net_mounts}
+    return None if mounted >= {"/etc/hosts", "/etc/hostname"} else spec.hostname
 
 
 def _fits_from_outside(build: Build) -> bool:
@@ -91,7 +97,6 @@ class RootParts:
         self.devices: list[tuple[Slot, str]] = []
         self.made: list[tuple[str, int]] = []
         self.nodes: list[tuple[Slot, str]] = []
-        self.net: list[tuple[Slot, str]] = []
         if spec.root.kind == "inherit":
             return
         if spec.root.kind == "dir":
@@ -103,8 +108,6 @@ class RootParts:
                 if kind != "link":
                     slot = build.open_tree(path, _SAFE | _READONLY, source)
                     self.system.append((slot, path))
-        self.net = [(build.open_tree(src, _SAFE | _READONLY, "net", recursive=False), dst)
-                    for src, dst in spec.net_mounts]  # fmt: skip
         self.nodes = devices.open_nodes(build)
         no_exec = int(MountAttr.NOSUID | MountAttr.NOEXEC)
         for name, device in build.host.devices:
@@ -166,8 +169,6 @@ def add_root(build: Build, parts: RootParts) -> None:
             if kind == "link":
                 build.add(Pair(Opcode.SYMLINK, "symlink", target, path, "root"))
         _add_etc(build)
-    for slot, dst in parts.net:
-        build.add(Attach(slot, dst, "net", make))
     _add_dev(build, parts, make)
 
 
@@ -183,10 +184,12 @@ def _add_etc(build: Build) -> None:
     switch = "passwd: files\ngroup: files\nhosts: files\n"
     if build.spec.net != "none":
         switch = switch.replace("hosts: files", "hosts: files dns")
-    taken = {mount.dst for mount in build.spec.mounts} | {dst for _, dst in build.spec.net_mounts}
+    taken = {mount.dst for mount in build.spec.mounts}
     files = {"passwd": user, "group": group, "hosts": hosts, "nsswitch.conf": switch}
     if build.spec.hostname:
         files["hostname"] = f"{build.spec.hostname}\n"
+    for _, dst in build.spec.net_mounts:  # to be mounted upon
+        files[dst.removeprefix("/etc/")] = ""
     for name, content in files.items():
         dst = f"/etc/{name}"
         if dst not in taken:
@@ -212,8 +215,23 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
     build.add(Text(Opcode.READONLY, "read-only", "/dev", "root", n=_READONLY))
 
 
+def open_names(build: Build) -> None:
+    """The files of /etc that are of one sandbox, or one network, and in no template."""
+    build.names = [(build.open_tree(src, _SAFE | _READONLY, "net", recursive=False), dst)
+                   for src, dst in build.spec.net_mounts]  # fmt: skip
+
+
+def _add_names(build: Build, make: bool) -> None:
+    for slot, dst in build.names:
+        build.add(Attach(slot, dst, "net", make and not build.template))
+    if build.names and build.template:
+        # Opened where mounts may be shared with the host: what is mounted on them stays here.
+        build.add(mounts_private("net"))
+
+
 def enter_template(build: Build) -> None:
     """By a joiner, which then clones: the copy is the sandbox's."""
+    open_names(build)
     if scratch.joins_shared_memory(build):
         build.shared_memory = scratch.copy_shared_memory(build)
     build.add(Setns(build.pass_slot("mntns", "template"), Clone.NEWNS, "root"))
@@ -333,6 +351,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
             devices.add(build, [])
     else:
         add_root(build, parts.root)
+    _add_names(build, make)
     _add_proc(build, parts.proc, make)
     layers = parts.root.layers if parts.root is not None else None
     tmp = layers.tmp if layers is not None else None

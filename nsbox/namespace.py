@@ -20,6 +20,7 @@ from nsbox.compile import compile_holder
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.forgotten import forgotten
+from nsbox.identity import Identity, alone
 from nsbox.idmap import check_maps
 from nsbox.keywords import make_spec
 from nsbox.names import NAMESPACES, NsGet
@@ -355,6 +356,10 @@ class Namespace:
         """For nsbox's own use: the kinds that a sandbox enters, by which descriptor, and how the
         user namespace among them maps ids."""
         return *self.entrance(), self._id_map
+
+    def identify(self, spec: Spec, name: str = "") -> Identity:
+        """For nsbox's own use: who a sandbox will be in it, whose names nobody knows."""
+        return alone(spec.hostname)
 
     def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
         fd = self.fileno()

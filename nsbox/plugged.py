@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from nsbox import probe
 from nsbox.errors import StateError
+from nsbox.identity import alone
 from nsbox.lease import ETH0, Lease
 from nsbox.links import Interface
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl
 
 if TYPE_CHECKING:
+    from nsbox.identity import Identity
     from nsbox.netspec import Address
     from nsbox.process import Process
+    from nsbox.spec import Spec
 
 
 def shared(process: Process) -> tuple[tuple[str, ...], int, str]:
@@ -34,29 +37,37 @@ class Plugged:
         """The process that the network was made for."""
         raise NotImplementedError
 
-    def _lease(self) -> Lease | None:
+    def _place(self) -> Lease | None:
+        """Its own, or that of whom it shares a network with."""
         process = self._network_process()
-        lease = None if process is None else process.lease
-        return lease if isinstance(lease, Lease) else None
+        who = None if process is None else process.identity
+        return None if who is None else who.place
+
+    def identify(self, spec: Spec, name: str = "") -> Identity:
+        """For nsbox's own use: who a sandbox will be that shares its network."""
+        place = self._place()
+        return alone(spec.hostname) if place is None else place.identify(spec)
 
     @property
     def ip(self) -> Address | None:
-        """Its IPv4 address in the network that it is, or was, plugged in; None without one."""
-        lease = self._lease()
+        """Its IPv4 address in the network that it is, or was, plugged in, or shares with who is;
+        None without one."""
+        lease = self._place()
         return None if lease is None else lease.address
 
     @property
     def ip6(self) -> Address | None:
         """Its IPv6 address, the same way."""
-        lease = self._lease()
+        lease = self._place()
         return None if lease is None else lease.address6
 
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
         """What is published: (address of the host or None for all, its port, the port inside,
         ``"tcp"`` or ``"udp"``)."""
-        lease = self._lease()
-        return () if lease is None else lease.ports
+        process = self._network_process()
+        lease = None if process is None else process.lease
+        return lease.ports if isinstance(lease, Lease) else ()
 
     @property
     def eth0(self) -> Interface:

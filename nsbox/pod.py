@@ -119,7 +119,11 @@ class Pod(Plugged):
         net: ``"none"``: a loopback that all containers share; ``"host"``; a ``Bridge`` or
             ``Network``, which gives the pod an address; or another pod, a ``Container`` or a
             network ``Namespace``, whose network it shares.
-        publish, egress, address: as for ``run()``, of the pod.
+        publish, egress, address, dns: as for ``run()``, of the pod.
+        dns_policy: ``"Default"``: the name servers of *dns* and then the host's; ``"ClusterFirst"``
+            is the same, as names are found in /etc/hosts; ``"None"``: those of *dns* alone.
+        host_aliases: more names in /etc/hosts, as ``{"192.0.2.1": ["one", "one.example"]}`` or
+            Kubernetes' list of mappings with ``ip`` and ``hostnames``.
         backoff: delays between restarts.
         clock: where time comes from.
 
@@ -140,6 +144,9 @@ class Pod(Plugged):
         publish: Any = (),
         egress: Any = None,
         address: Any = None,
+        dns: Any = None,
+        dns_policy: str = "Default",
+        host_aliases: Any = (),
         hostname: str | None = None,
         backoff: Backoff | None = None,
         clock: Clock | None = None,
@@ -153,8 +160,10 @@ class Pod(Plugged):
         self.hostname = hostname or name
         self.net = net
         self._pause_keywords = {"net": net, "publish": publish, "egress": egress,
-                                "address": address}  # fmt: skip
-        own = make_spec(["pause"], **self._pause_keywords)
+                                "address": address, "dns": dns}  # fmt: skip
+        own = make_spec(["pause"], hostname=hostname, **self._pause_keywords)
+        self._names = _names(own, dns_policy, host_aliases)
+        self._held: Process | None = None
         self._owns_net = own.net == "none" or own.attached
         self.primary = primary
         self.backoff = backoff or Backoff()
@@ -256,7 +265,7 @@ class Pod(Plugged):
         kinds = ["user", "ipc", "pid", "mnt"] + ["net"] * self._owns_net
         spec = make_spec(["pause"], namespaces=kinds, user=uid, **self._pause_keywords,
                          profile="standard" if self._id_map == "range" else "strict")  # fmt: skip
-        self._pause = launch_pause(spec, self.hostname)
+        self._pause = self._held = launch_pause(spec, self.hostname, self.name, **self._names)
         self._id_map = self._pause.id_map  # that of whom it shares the network with, if it must
         nslist.boxes[self._pause.pid] = f"{self.name}/pause"
         watch.get().add(self._pause.fileno(), self._pause_news)
@@ -283,6 +292,7 @@ class Pod(Plugged):
         with self._condition:
             if self._stopping or self._pause is None:
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
+            current._who = self._pause.identity
             current._join = (kinds, self._pause.pidfd, self._id_map)
             current._box = f"{self.name}/{container.name}"
             current._on_end = lambda: self._ended(container, current)
@@ -512,7 +522,7 @@ class Pod(Plugged):
         return self._phase
 
     def _network_process(self) -> Process | None:
-        return self._pause
+        return self._held
 
     @property
     def label(self) -> NetLabel:
@@ -572,6 +582,20 @@ class Pod(Plugged):
 
     def __repr__(self) -> str:
         return f"<nsbox.Pod {self.name!r} {self._phase}>"
+
+
+def _names(spec: Spec, policy: str, aliases: Any) -> dict[str, Any]:
+    """What is said of the pod's /etc/hosts and /etc/resolv.conf, checked."""
+    from nsbox.hostsfile import check_policy
+    from nsbox.netspec import parse_host_aliases
+
+    if not isinstance(policy, str):
+        raise SpecError("dns_policy", f"{policy!r} is no policy")
+    check_policy(policy, spec.dns)
+    parsed = parse_host_aliases(aliases)
+    if parsed and isinstance(spec.net, NetLabel) and spec.net.joined:
+        raise SpecError("host_aliases", "are those of whom it shares the network with")
+    return {"policy": policy, "aliases": parsed}
 
 
 def _may_change_network(spec: Spec) -> bool:

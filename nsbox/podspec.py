@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_OF_POD = ("hostname", "namespaces", "net", "dns", "publish", "egress", "address")
 POLICIES = ("Always", "OnFailure", "Never")
 
 
@@ -68,7 +69,8 @@ class Backoff:
 class ContainerSpec:
     """One container of a pod: a name, a command, and the keywords of ``run()``.
 
-    Of the keywords, *hostname*, *namespaces* and *net* are the pod's to say.
+    Of the keywords, *hostname*, *namespaces*, *net* and what is said of it (*dns*, *publish*,
+    *egress*, *address*) are the pod's to say.
     *restart_policy* overrides the pod's for this container.
     """
 
@@ -80,7 +82,7 @@ class ContainerSpec:
         if not is_dns_label(name):
             raise SpecError("containers.name", f"{name!r} is not a DNS label")
         where = f"containers[{name!r}]"
-        for key in ("hostname", "namespaces", "net"):
+        for key in _OF_POD:
             if key in keywords:
                 raise SpecError(f"{where}.{key}", "is the pod's to say")
         if restart_policy is not None and restart_policy not in POLICIES:

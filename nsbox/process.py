@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from nsbox.cgroup import Cgroup
     from nsbox.changes import Change
+    from nsbox.identity import Identity
     from nsbox.plan import Plan
     from nsbox.steps import Netlink
     from nsbox.usage import Tally
@@ -107,6 +108,7 @@ class Process:
         self.cgroup: Cgroup | None = None
         self.inject = Injection()
         self.lease: Lease | None = None
+        self.identity: Identity | None = None
         self.join_map = ""
         self.sockets: dict[Netlink, int] = {}
         self.started_at = time.monotonic()
@@ -497,6 +499,11 @@ class Process:
             self.close()
             raise setup_error(self.plan, index, errno.EMFILE, "recvmsg")
         self.terminal = fds[0]
+
+    def keep(self, who: Identity) -> None:
+        """Who it is, until it has ended."""
+        self.identity = who
+        self._undo.callback(who.close)
 
     def _know_pidfd(self) -> None:
         if self._starting is not None:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import launcher, probe, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
@@ -22,11 +22,10 @@ from nsbox.steps import JOIN, OWNER, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host
+    from nsbox.identity import Identity
     from nsbox.plan import Plan
     from nsbox.streams import Stdio
 
-#: By which the host finds names, and who has its network as well.
-_NAMES = ("/etc/hosts", "/etc/resolv.conf")
 _STDIO = tuple(Slot("stdio", n) for n in range(3))
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
@@ -178,25 +177,53 @@ def launch(
     joined_time: int = -1,
     join_map: str = "",
     name: str = "",
+    who: Identity | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
     """Spawn *spec* with these descriptors; its template is made when it has none yet.
 
-    *name* is what others of its network call it.
+    *name* is what others of its network call it; *who* it is in a network that it has of a pod.
     """
+    if who is not None or spec.net == "none":
+        spec = spec if who is None else who.furnish(spec)
+        return _launch(spec, stdio, join, joined_pidfd, joined_time, join_map, inject)
+    network = _network(spec.net) if isinstance(spec.net, NetLabel) else None
+    if network is not None and not spec.attached and "net" not in join:
+        join, joined_pidfd, join_map = network.joins()
+    own = _identify(spec, network, name)
+    try:
+        process = _launch(own.furnish(spec), stdio, join, joined_pidfd, joined_time, join_map,
+                          inject, network, own)  # fmt: skip
+    except BaseException:
+        own.close()
+        raise
+    process.keep(own)
+    return process
+
+
+def _identify(spec: Spec, network: Any, name: str) -> Identity:
+    from nsbox import identity
+
+    if network is not None:
+        return cast("Identity", network.identify(spec, name))
+    inherits = spec.root.kind != "host"  # another root has files of its own, such as they are
+    return identity.alone(spec.hostname) if inherits else identity.of_host(spec.hostname)
+
+
+def _launch(
+    spec: Spec,
+    stdio: Stdio,
+    join: tuple[str, ...],
+    joined_pidfd: int,
+    joined_time: int,
+    join_map: str,
+    inject: Injection,
+    network: Any = None,
+    who: Identity | None = None,
+) -> Process:
     view = launcher.view()
     host = probe.host_of(view)
     parent = launcher.current(view)
-    network = None
-    if spec.net == "host" and spec.root.kind == "host":
-        spec = replace(spec, net_mounts=tuple((path, path) for path in _NAMES
-                                              if os.path.isfile(path)))  # fmt: skip
-    if isinstance(spec.net, NetLabel):
-        network = _network(spec.net)
-        if not spec.net.joined:
-            spec = network.furnish(spec)
-        elif "net" not in join:
-            join, joined_pidfd, join_map = network.joins()
     plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {_STDIO[n]: fd for n, fd in stdio.theirs.items()}
     for fd in spec.pass_fds:
@@ -219,7 +246,7 @@ def launch(
                 descriptors[slot] = joined_time
         lease = None
         if network is not None and spec.attached and "net" not in join:
-            lease = functools.partial(network.lease, spec, name)
+            lease = functools.partial(network.lease, spec, who)
         process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
         process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
         return process
@@ -233,18 +260,42 @@ def launch(
         stdio.close_theirs()
 
 
-def launch_pause(spec: Spec, name: str) -> Process:
-    """The pause process of the pod *name*, with the network of *spec*."""
+def launch_pause(spec: Spec, hostname: str, name: str, **names: Any) -> Process:
+    """The pause process of the pod *name*, with the network of *spec*.
+
+    *names* are the *policy* and the *aliases* of ``Bridge.identify``.
+    """
+    network = _network(spec.net) if isinstance(spec.net, NetLabel) else None
+    who = _identify_pod(replace(spec, hostname=hostname), network, name, names)
+    try:
+        process = _launch_pause(spec, network, who)
+    except BaseException:
+        who.close()
+        raise
+    process.keep(who)
+    return process
+
+
+def _identify_pod(spec: Spec, network: Any, name: str, names: dict[str, Any]) -> Identity:
+    from nsbox import identity
+
+    if spec.attached:
+        return cast("Identity", network.identify(spec, name, **names))
+    if network is not None:
+        return cast("Identity", network.identify(spec, name))
+    make = identity.of_host if spec.net == "host" else identity.alone
+    return make(spec.hostname, names["aliases"])
+
+
+def _launch_pause(spec: Spec, network: Any, who: Identity) -> Process:
     join: tuple[str, ...] = ()
     join_map = ""
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
-    network = lease = None
-    if isinstance(spec.net, NetLabel):
-        network = _network(spec.net)
-        if spec.net.joined:
-            join, descriptors[JOIN], join_map = network.joins()
-        else:
-            lease = functools.partial(network.lease, spec, name)
+    lease = None
+    if spec.attached:
+        lease = functools.partial(network.lease, spec, who)
+    elif network is not None:
+        join, descriptors[JOIN], join_map = network.joins()
     plan = compile_pause(spec, probe.host(), join, join_map=join_map)
     if OWNER in plan.passed:
         descriptors[OWNER] = _owner(network)

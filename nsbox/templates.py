@@ -13,6 +13,7 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING
 
+from nsbox import mounts
 from nsbox.compile import compile_template
 from nsbox.errors import SetupError
 from nsbox.kept import Kept
@@ -39,8 +40,8 @@ def _key(spec: Spec, parent: Launcher, join: tuple[str, ...]) -> tuple[object, .
     if spec.root.kind == "dir":
         status = os.stat(spec.root.path)
         identity = (status.st_dev, status.st_ino)
-    user = (spec.uid, spec.gid, spec.hostname) if spec.root.kind == "host" else ()
-    net = (spec.net, spec.net_mounts)
+    user = (spec.uid, spec.gid, mounts.named(spec)) if spec.root.kind == "host" else ()
+    net = (spec.net != "none", *(where for _, where in spec.net_mounts))
     in_userns = "user" in join
     return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces, net, in_userns)
 

@@ -175,19 +175,37 @@ def test_a_root_of_ones_own_gets_the_files_too() -> None:
 
 
 @elsewhere
-def test_name_servers_are_the_host_s_and_those_that_were_given() -> None:
+def test_name_servers_are_those_that_were_given_and_behind_them_the_host_s() -> None:
     text = "nameserver 203.0.113.53\nsearch example.org\noptions ndots:1\n"
     RESOLV.write_text(text)
     dns = {"nameservers": ["192.0.2.2"], "searches": ["test"], "options": ["ndots:2"]}
     with nsbox.Network("nsb0", subnet=SUBNET, dns=dns) as net, idle("a", net) as a:
         assert output(a, "cat", "/etc/resolv.conf").splitlines() == [
-            "nameserver 203.0.113.53",
             "nameserver 192.0.2.2",
+            "nameserver 203.0.113.53",
             "search example.org test",
             "options ndots:2",
         ]
     with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("a", net) as a:
         assert output(a, "cat", "/etc/resolv.conf") == text
+
+
+@elsewhere
+def test_name_servers_that_were_given_are_asked_though_the_host_has_three() -> None:
+    RESOLV.write_text("".join(f"nameserver 203.0.113.{n}\n" for n in (1, 2, 3)))
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, dns=["192.0.2.2"]) as net,
+        idle("a", net) as a,
+        idle("b", net, dns=["192.0.2.3", "192.0.2.4"]) as b,
+    ):
+        for box, servers in (
+            (a, ["192.0.2.2", "203.0.113.1", "203.0.113.2"]),
+            (b, ["192.0.2.3", "192.0.2.4", "203.0.113.1"]),
+        ):
+            lines = [f"nameserver {server}" for server in servers]
+            assert output(box, "cat", "/etc/resolv.conf").splitlines() == lines
+        with raises(nsbox.SpecError, "dns"):
+            idle("c", net, dns=[f"192.0.2.{n}" for n in (2, 3, 4, 5)])
 
 
 @elsewhere

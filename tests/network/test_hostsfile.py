@@ -324,7 +324,7 @@ def test_what_the_user_says_is_added_or_stands_alone(host: Any) -> None:
     dns = parse_dns({"nameservers": ["192.0.2.9"], "searches": ["a.example"],
                      "options": ["ndots:5"]})  # fmt: skip
     assert hostsfile.resolv_conf("Default", dns).text == (
-        "nameserver 192.0.2.53\nnameserver 192.0.2.9\nsearch lan a.example\noptions ndots:5 edns0\n"
+        "nameserver 192.0.2.9\nnameserver 192.0.2.53\nsearch lan a.example\noptions ndots:5 edns0\n"
     )
     assert hostsfile.resolv_conf("None", dns).text == (
         "nameserver 192.0.2.9\nsearch a.example\noptions ndots:5\n"

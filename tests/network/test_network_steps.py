@@ -4,6 +4,7 @@ place nothing is left."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,8 @@ def test_a_failure_at_any_step_of_a_sandbox_leaves_no_place(name: str) -> None:
         _launch(spec, process.Injection())
         assert later.settle(scaled(10))
         rules, site = world.host.run("nft", "list", "ruleset"), Site()
-        plan = sandbox.plan_for(spec, probe.host())
+        with contextlib.closing(net.identify(spec)) as who:
+            plan = sandbox.plan_for(who.furnish(spec), probe.host())
         assert "net" in {step.source for step in plan.steps}
 
         def attempt(injection: process.Injection) -> None:
@@ -83,7 +85,8 @@ def test_a_failure_at_any_step_of_pause_leaves_no_place() -> None:
         def attempt(injection: process.Injection) -> None:
             stdio = {Slot("stdio", n): process.dev_null() for n in range(3)}
             try:
-                spawn(plan, stdio, inject=injection, lease=lambda: net.lease(spec, "web")).close()
+                with contextlib.closing(net.identify(spec, "web")) as who:
+                    spawn(plan, stdio, inject=injection, lease=lambda: net.lease(spec, who)).close()
             finally:
                 none_is_left(net, rules)
 

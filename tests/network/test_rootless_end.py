@@ -108,7 +108,9 @@ def test_whatever_step_of_a_sandbox_fails_leaves_nothing_in_the_network() -> Non
     with nsbox.Network(nat=False) as n:
         for keywords in ({}, {"profile": "none", "publish": ["8080:80"]}):
             spec = sandbox.build_spec(["/bin/true"], {"net": n, **keywords})
-            steps = sandbox.plan_for(n.furnish(spec), probe.host()).steps
+            who = n.identify(spec)
+            steps = sandbox.plan_for(who.furnish(spec), probe.host()).steps
+            who.close()
             assert [one.name for one in steps].index("id-map") > 0
             before = mine()
             for number, step in enumerate(steps):

@@ -35,14 +35,6 @@ def test_without_aliases_nothing_is_said_of_them() -> None:
     assert "aliases" not in etc.hosts()
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("web", "web\n"), ("x" * 70, "x" * 63 + "\n"), ("a" * 62 + "-b", "a" * 62 + "\n")],
-)
-def test_a_host_s_name_is_cut_where_kubernetes_does(name: str, text: str) -> None:
-    assert etc.hostname(name) == text
-
-
 def test_what_is_written_is_read_back() -> None:
     dns = parse_dns({"nameservers": ["192.0.2.53", "2001:db8::53"], "searches": ["a.b", "c"],
                      "options": ["ndots:2", "edns0"]})  # fmt: skip
@@ -88,7 +80,7 @@ def test_any_text_is_read_and_gives_lines_of_known_words(text: str) -> None:
     assert etc.parse_resolv_conf(again) == (found, ())
 
 
-def test_what_is_added_comes_behind_and_options_replace() -> None:
+def test_name_servers_that_are_added_come_first_and_options_replace() -> None:
     one = parse_dns({"nameservers": ["192.0.2.1", "192.0.2.2"], "searches": ["a"],
                      "options": ["ndots:1", "edns0"]})  # fmt: skip
     more = parse_dns({"nameservers": ["192.0.2.2", "192.0.2.3", "192.0.2.4"],
@@ -96,9 +88,9 @@ def test_what_is_added_comes_behind_and_options_replace() -> None:
                       "options": ["ndots:5"]})  # fmt: skip
     found = etc.merge(one, more)
     assert [str(address) for address in found.nameservers] == [
-        "192.0.2.1",
         "192.0.2.2",
         "192.0.2.3",
+        "192.0.2.4",
     ]
     assert (found.searches, found.options) == (("a", "b"), ("ndots:5", "edns0"))
     assert etc.merge(one, Dns()) == one
