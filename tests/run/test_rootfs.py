@@ -379,7 +379,8 @@ def test_a_chroot_escape_is_held(tmp_path: Path, method: str) -> None:
     root = Rootfs.dir(_system_root(tmp_path / "root"), method=method)
     done = kit.python(
         ESCAPE, "/tmp/x", str(mark), root=root,
-        mounts=[Mount.bind("/usr", "/usr", ro=False)], capabilities=["SYS_CHROOT", "SYS_ADMIN"], **CAPABLE,
+        mounts=[Mount.bind("/usr", "/usr", ro=False)],
+        capabilities=["SYS_CHROOT", "SYS_ADMIN"], **CAPABLE,
     )  # fmt: skip
     assert kit.out(done) == "held"
 
