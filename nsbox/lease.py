@@ -34,7 +34,7 @@ class Lease:
         address, address6: of the sandbox; None in a network that has none.
         ports: published: (host address or None, host port, port, protocol) of each.
         port_name: of the bridge's end of its veth pair.
-        mac: of the sandbox's end.
+        mac: of the sandbox's end, made of its address.
     """
 
     def __init__(self, bridge: Bridge, spec: Spec, name: str) -> None:
@@ -46,10 +46,11 @@ class Lease:
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
         self.port_name = links.new_name()
-        self.mac = links.new_mac()
+        self.mac = ""
         self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
+            self.mac = links.new_mac() if self.address is None else links.mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
             self._undo.callback(bridge.forget, self)
             self._publish()
