@@ -91,47 +91,41 @@ class Lease:
 
     def _choose(self, ports: Publish, offset: int) -> Published:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
-        address, protocol = self._inside(ports), cast("Protocol", ports.protocol)
-        if ports.host_port:
-            for i in range(ports.count):
-                self._serve(self._hold(ports, ports.host_port + i), address, ports.port + i)
-            return Published(address, ports.port, ports.host_port, protocol, ports.count,
-                             ports.address)  # fmt: skip
-        held = self._hold(ports, 0)
-        self._serve(held, address, ports.port + offset)
-        chosen = int(held.getsockname()[1])
-        return Published(address, ports.port + offset, chosen, protocol, 1, ports.address)
-
-    def _serve(self, listener: socket.socket, address: Address, port: int) -> None:
-        """Where the host's packets do not come by themselves."""
-        if self._bridge.router is not None:
-            self._served.append(proxy.Port(listener, address, port))
+        address, count = self._inside(ports), ports.count if ports.host_port else 1
+        held = [self._hold(ports, ports.host_port + i) for i in range(count)]
+        entry = Published(address, ports.port + offset, held[0].getsockname()[1],
+                          cast("Protocol", ports.protocol), count, ports.address)  # fmt: skip
+        if entry.by_proxy or self._bridge.router is not None:
+            self._served += [proxy.Port(one, address, entry.port + i) for i, one in enumerate(held)]
+        else:  # nobody is to listen there beside us
+            for one in held:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return entry
 
     def _inside(self, ports: Publish) -> Address:
-        six = ports.address is not None and ports.address.version == 6
-        address = self.address6 if six else self.address
+        address = self.address6 if ports.version == 6 else self.address
         if address is None:
-            raise Unavailable("publish", f"{ports}: the sandbox has no such address")
+            raise Unavailable("publish", f"{ports}: the sandbox has no IPv{ports.version} address",
+                              hint=f"subnet{ports.version}= of its network")  # fmt: skip
         return address
 
     def _hold(self, ports: Publish, port: int) -> socket.socket:
         """A socket bound there, so that who binds it later is told. Where addresses are
         translated, connections never reach it."""
-        family = socket.AF_INET
-        if ports.address is not None and ports.address.version == 6:
-            family = socket.AF_INET6
+        family = socket.AF_INET6 if ports.version == 6 else socket.AF_INET
         held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
         self._undo.callback(held.close)
         # What waits in TIME_WAIT is no obstacle, only a listener, and who is here already: that
         # has the option no more.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(ports.protocol == "tcp"))
+        if ports.version == 6:  # IPv4 may be another's
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             held.bind(("" if ports.address is None else str(ports.address), port))
         except OSError as e:
-            why = f"{ports.protocol} port {port} of the host: {e.strerror}"
+            where = "the host" if ports.address is None else ports.address
+            why = f"{ports.protocol} port {port} of {where}: {e.strerror}"
             raise Unavailable("publish", why, err=e.errno or 0) from e
-        if self._bridge.router is None:  # else who serves it listens there
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         return held
 
     # ------------------------------------------------------------ the connection
@@ -153,8 +147,9 @@ class Lease:
         self._bridge.plug(self._cable, pid)
         inside.do(*self._cable.inside)
         if self._served:
-            assert self._bridge.router is not None
-            self._undo.callback(proxy.serve(self._served, self._bridge.router.net).close)
+            router = self._bridge.router
+            within = None if router is None else router.net
+            self._undo.callback(proxy.serve(self._served, within).close)
 
     def _restrict(self, fd: int) -> None:
         """The table goes with its socket, which is held until the sandbox has ended."""

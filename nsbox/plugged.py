@@ -53,8 +53,8 @@ class Plugged:
 
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
-        """What is published: (address of the host or None for all, its port, the port inside,
-        ``"tcp"`` or ``"udp"``)."""
+        """What is published: (address of the host, its port, the port inside, ``"tcp"`` or
+        ``"udp"``). The address is None for all of IPv4, ``::`` for all of IPv6."""
         lease = self._lease()
         return () if lease is None else lease.ports
 

@@ -88,6 +88,56 @@ def test_ipv6_is_published_at_an_address_of_its_own() -> None:
 
 
 @elsewhere
+def test_every_address_of_ipv4_has_a_name_too() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, publish="0.0.0.0:8080:80") as web,
+    ):
+        assert web.ports == ((None, 8080, 80, "tcp"),)
+        assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+        assert world.host.asks("127.0.0.1", 8080) == f"web {GATEWAY}"
+
+
+@elsewhere
+def test_a_port_is_published_at_every_address_of_both_versions() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("six", net, at="::", publish=["[::]:8080:80", "[::]:53:53/udp"]) as six,
+        server("four", net, publish="8080:80"),
+        idle("b", net) as b,
+    ):
+        assert six.ports[0] == (IPv6Address("::"), 8080, 80, "tcp")
+        assert world.outside.asks(HOST6, 8080) == f"six {OUTSIDE6}"
+        assert world.host.asks(HOST6, 8080) == f"six {HOST6}"
+        assert asks(b, GATEWAY6, 8080) == f"six {GATEWAY6}"
+        assert world.outside.asks(HOST, 8080) == f"four {OUTSIDE}"
+        assert world.host.asks("::1", 8080) == "ECONNREFUSED"
+        with raises(nsbox.Unavailable, "publish"), idle("c", net, publish=f"[{HOST6}]:8080:80"):
+            pass
+    for both in (["8080:80", f"[{HOST6}]:8080:80"], ["0.0.0.0:8080:80", "[::]:8080:80"]):
+        with (
+            nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+            server("web", net, publish=both),
+        ):
+            assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+            assert world.outside.asks(HOST6, 8080) == "ECONNREFUSED"  # by the server, of IPv4
+
+
+@elsewhere
+def test_the_loopback_of_ipv6_is_for_programs_of_the_host() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("web", net, at="::", publish="[::1]:8080:80"),
+        server("dns", net, 53, "udp", at="::", publish="[::1]:53:53/udp"),
+    ):
+        assert world.host.asks("::1", 8080) == f"web {GATEWAY6}"
+        assert world.host.asks("::1", 53, "udp") == f"dns {GATEWAY6}"
+        assert world.host.asks(HOST6, 8080) == "ECONNREFUSED"
+        assert world.outside.asks(HOST6, 8080) == "ECONNREFUSED"
+    assert world.host.asks("::1", 8080) == "ECONNREFUSED"
+
+
+@elsewhere
 def test_an_address_that_is_named_is_the_only_one() -> None:
     world.host.ip("addr add 192.0.2.9/32 dev out0")
     world.outside.ip("route add 192.0.2.9 dev eth0")
@@ -148,7 +198,8 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
             for wanted in ("8080:80", f"{HOST}:8080:80", "8079-8081:80-82"):
                 with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish=wanted):
                     pass
-                assert said == ["publish: tcp port 8080 of the host: Address already in use"], said
+                at = HOST if HOST in wanted else "the host"
+                assert said == [f"publish: tcp port 8080 of {at}: Address already in use"], said
             with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish="53:1/udp"):
                 pass
             assert said == ["publish: udp port 53 of the host: Address already in use"], said
@@ -214,13 +265,15 @@ def test_what_is_refused_before_anything_is_made() -> None:
             idle("a", net, publish="[2001:db8::1]:80:80"),
         ):
             pass
-        assert re.match(r"publish: .*: the sandbox has no such address", said[0]), said
+        assert re.match(r"publish: .*: the sandbox has no IPv6 address. Fix: subnet6=", said[0]), (
+            said
+        )
         with (
             raises(nsbox.Unavailable, "publish") as said,
             idle("a", net, publish="203.0.113.9:80:80"),
         ):
             pass
-        assert "Cannot assign requested address" in said[0], said
+        assert said == ["publish: tcp port 80 of 203.0.113.9: Cannot assign requested address"]
         assert net.leases == ()
 
 
