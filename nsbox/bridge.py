@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
+    conntrack,
     etc,
     hostsfile,
     interrupts,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+    from nsbox.netrules import Published
     from nsbox.netspec import Address, Dns, Subnet
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
@@ -390,6 +392,23 @@ class Bridge(links.Owned):
             nft.transact(self._rules, messages)
         except OSError as e:
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
+
+    def redirect(self, entry: Published) -> None:
+        """Datagrams of those that have asked its ports already."""
+        own = {one.ip for _, one in self._route.addresses()}
+        try:
+            conntrack.redirect(self._rules, entry, own)
+        except OSError as e:
+            raise NetworkError(e.errno or 0, f"publish of {self.name}", str(e)) from e
+
+    def release(self, entry: Published) -> None:
+        """Soon, as nobody waits for it; unless it is published again till then."""
+
+        def finish() -> None:
+            if not any(entry in lease.published for lease in self.leases):
+                conntrack.release(self._rules, entry)
+
+        later.call(finish)
 
     def __del__(self) -> None:
         if getattr(self, "_started", False):

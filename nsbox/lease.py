@@ -52,9 +52,9 @@ class Lease:
             self.address, self.address6 = bridge.take_address(spec.address)
             self.mac = links.new_mac() if self.address is None else links.mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
-            self._undo.callback(bridge.forget, self)
             self._publish()
             self._name()
+            self._undo.callback(bridge.forget, self)
         except BaseException:
             self._undo.close()
             raise
@@ -87,6 +87,10 @@ class Lease:
         add += guarded(self._bridge.table, self.member)
         gone += guarded(self._bridge.table, self.member, delete=True)
         self._bridge.transact(add, "publish")
+        for entry in entries:
+            if entry.protocol == "udp" and not entry.by_proxy:
+                self._undo.callback(self._bridge.while_open, self._bridge.release, entry)
+                self._bridge.redirect(entry)
         self._undo.callback(self._bridge.while_open, self._bridge.transact, gone, "publish")
 
     def _choose(self, ports: Publish, offset: int) -> Published:
@@ -163,8 +167,8 @@ class Lease:
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
         """(address of the host or None, its port, the sandbox's port, protocol), of each one."""
-        return tuple((one.host, one.host_port + i, one.port + i, one.protocol)
-                     for one in self.published for i in range(one.count))  # fmt: skip
+        return tuple((one.host, here, there, one.protocol)
+                     for one in self.published for here, there in one.pairs())  # fmt: skip
 
     def close(self) -> None:
         """Give all of it back; idempotent."""

@@ -117,6 +117,11 @@ class Published:
         if self.host is not None and self.host.version != self.address.version:
             raise SpecError("publish", f"{self.host} cannot be translated to {self.address}")
 
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(the host's port, the container's) of each."""
+        for i in range(self.count):
+            yield self.host_port + i, self.port + i
+
     @property
     def everywhere(self) -> bool:
         return self.host is None or self.host.is_unspecified
@@ -306,9 +311,9 @@ def published(name: str, entry: Published, *, delete: bool = False) -> list[Mess
     address, host = entry.address, None if entry.everywhere else entry.host
     at = b"" if host is None else host.packed
     protocol = l4proto.names[entry.protocol].to_bytes(1, "big")
-    pairs = [(concatenated(at, protocol, (entry.host_port + i).to_bytes(2, "big")),
-              concatenated(address.packed, (entry.port + i).to_bytes(2, "big")))
-             for i in range(entry.count)]  # fmt: skip
+    pairs = [(concatenated(at, protocol, here.to_bytes(2, "big")),
+              concatenated(address.packed, there.to_bytes(2, "big")))
+             for here, there in entry.pairs()]  # fmt: skip
     key = f"{entry.protocol} . {_span(entry.host_port, entry.count)}"
     key = key if host is None else f"{host} . {key}"
     which = f"{'any' if host is None else 'at'}{address.version}"
