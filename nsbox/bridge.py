@@ -39,7 +39,7 @@ from nsbox import (
     rtnl,
 )
 from nsbox.addresses import Pool, counterpart
-from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.errors import NetworkError, SpecError, StateError, Unavailable
 from nsbox.lease import Lease
 from nsbox.netrules import HostPort
 from nsbox.registry import directory
@@ -295,15 +295,15 @@ class Bridge(links.Owned):
 
     # ------------------------------------------------------------ for its leases
 
-    def lease(self, spec: Spec, name: str = "") -> Lease:
-        """For nsbox's own use: a place for one sandbox.
+    def lease(self, spec: Spec, name: str = "", kind: str = "container") -> Lease:
+        """For nsbox's own use: a place for one sandbox, which errors call *kind* and *name*.
 
         Raises:
             StateError: the bridge is not there.
             Unavailable: there is no address, or no port, left.
         """
         self._check_there()
-        made = Lease(self, spec, name)
+        made = Lease(self, spec, name, kind)
         self._leases.add(made)
         return made
 
@@ -339,10 +339,21 @@ class Bridge(links.Owned):
             if wanted is not None:
                 raise SpecError("address", "the bridge has no subnet=")
             return None, None
-        address = self._pool.take(wanted)
+        address = self._take(wanted)
         if self.subnet6 is None:
             return address, None
         return address, counterpart(address, self.subnet, self.subnet6)
+
+    def _take(self, wanted: str | None) -> Address:
+        try:
+            return self._pool.take(wanted)
+        except Unavailable as e:
+            holder = next((one for one in self.leases if str(one.address) == wanted), None)
+            if holder is None:
+                raise
+            raise Unavailable(
+                "network", f"{wanted} is lent to {holder}", err=e.errno or 0
+            ) from None
 
     def give_address(self, address: Address | None) -> None:
         if address is not None:

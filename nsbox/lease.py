@@ -8,20 +8,27 @@ import functools
 import os
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
+from weakref import WeakValueDictionary
 
 from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.netallow import parse_allow
 from nsbox.netguard import Member, guarded
 from nsbox.netrules import Published, egress_table, published
+from nsbox.netspec import Publish
+from nsbox.ports import program_with
 from nsbox.steps import Netlink
 
 if TYPE_CHECKING:
     from nsbox.bridge import Bridge
     from nsbox.netrules import Protocol
-    from nsbox.netspec import Address, Publish
+    from nsbox.netspec import Address
     from nsbox.spec import Spec
+
+#: Of all networks of this process that are in use, each by the name of its port.
+_leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
 
 ETH0 = "eth0"
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -37,8 +44,9 @@ class Lease:
         mac: of the sandbox's end, made of its address.
     """
 
-    def __init__(self, bridge: Bridge, spec: Spec, name: str) -> None:
+    def __init__(self, bridge: Bridge, spec: Spec, name: str, kind: str) -> None:
         self._bridge = bridge
+        self._kind = kind
         self._spec = spec
         self._undo = ExitStack()
         self.name = name or spec.hostname or ""
@@ -55,6 +63,8 @@ class Lease:
             self._publish()
             self._name()
             self._undo.callback(bridge.forget, self)
+            _leases[self.port_name] = self
+            self._undo.callback(_leases.pop, self.port_name, None)
         except BaseException:
             self._undo.close()
             raise
@@ -129,7 +139,9 @@ class Lease:
         except OSError as e:
             where = "the host" if ports.address is None else ports.address
             why = f"{ports.protocol} port {port} of {where}: {e.strerror}"
-            raise Unavailable("publish", why, err=e.errno or 0) from e
+            holder = _holder(ports, port) if e.errno == errno.EADDRINUSE else ""
+            raise Unavailable("publish", f"{why}{holder and f', {holder} has it'}",
+                              err=e.errno or 0) from e  # fmt: skip
         return held
 
     # ------------------------------------------------------------ the connection
@@ -170,6 +182,23 @@ class Lease:
         return tuple((one.host, here, there, one.protocol)
                      for one in self.published for here, there in one.pairs())  # fmt: skip
 
+    def __str__(self) -> str:
+        name = repr(self.name) if self.name else f"at {self.address}"
+        return f"{self._kind} {name} of network {self._bridge.name!r}"
+
     def close(self) -> None:
         """Give all of it back; idempotent."""
         self._undo.close()
+
+
+def _holder(ports: Publish, port: int) -> str:
+    """Who has published that port of the host: "" when nobody who uses nsbox."""
+    wanted = replace(ports, host_port=port, count=1)
+    for lease in (made() for made in _leases.valuerefs()):
+        if lease is not None and any(
+            Publish(host, here, there, 1, protocol).overlaps(wanted)
+            for host, here, there, protocol in lease.ports
+        ):
+            return str(lease)
+    pid = program_with(_TYPES[ports.protocol], port)
+    return f"process {pid}, which uses nsbox," if pid else ""

@@ -244,7 +244,7 @@ def launch_pause(spec: Spec, name: str) -> Process:
         if spec.net.joined:
             join, descriptors[JOIN], join_map = network.joins()
         else:
-            lease = functools.partial(network.lease, spec, name)
+            lease = functools.partial(network.lease, spec, name, "pod")
     plan = compile_pause(spec, probe.host(), join, join_map=join_map)
     if OWNER in plan.passed:
         descriptors[OWNER] = _owner(network)

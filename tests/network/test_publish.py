@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from ipaddress import IPv6Address
 
 import pytest
@@ -199,10 +201,14 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
                 with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish=wanted):
                     pass
                 at = HOST if HOST in wanted else "the host"
-                assert said == [f"publish: tcp port 8080 of {at}: Address already in use"], said
+                assert said == [
+                    f"publish: tcp port 8080 of {at}: Address already in use, "
+                    "container 'web' of network 'nsb0' has it"
+                ]
             with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish="53:1/udp"):
                 pass
-            assert said == ["publish: udp port 53 of the host: Address already in use"], said
+            assert said == ["publish: udp port 53 of the host: Address already in use, "
+                            "container 'web' of network 'nsb0' has it"]  # fmt: skip
         with (
             world.host.serves(8081),
             raises(nsbox.Unavailable, "publish") as said,
@@ -217,6 +223,53 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
         assert other.leases == ()
     with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="8080:80"):
         assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+
+
+@elsewhere
+def test_who_has_a_port_is_named_by_the_kind_the_name_and_the_network() -> None:
+    app = nsbox.ContainerSpec("app", ["sleep", "1000"])
+    world.host.ip("addr add 192.0.2.9/32 dev out0")
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        nsbox.Pod("web", [app], net=net, publish="192.0.2.9:8080:80"),
+        nsbox.Popen(["sleep", "1000"], net=net, publish=f"{HOST}:8080:80") as other,
+    ):
+        for wanted, holder in (
+            ("192.0.2.9:8080:1", "pod 'web' of network 'nsb0'"),
+            (f"{HOST}:8080:1", "container at 10.77.0.3 of network 'nsb0'"),
+        ):
+            with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
+                pass
+            assert said[0].endswith(f": Address already in use, {holder} has it"), said
+        other.kill()
+    world.host.ip("addr del 192.0.2.9/32 dev out0")
+
+
+_OTHER = """
+import sys, nsbox
+with nsbox.Network() as net, nsbox.Container(["sleep", "1000"], net=net,
+                                             publish=["8080:80", "53:53/udp"]):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@elsewhere
+def test_another_process_that_has_a_port_is_named() -> None:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other,
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+    ):
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        for wanted in ("8080:80", "53:53/udp"):
+            with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
+                pass
+            assert said[0].endswith(f", process {other.pid}, which uses nsbox, has it"), said
+        other.stdin.close()
 
 
 @elsewhere

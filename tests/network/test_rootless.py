@@ -77,8 +77,14 @@ def test_published_ports_are_the_host_s() -> None:
             assert ask_here("tcp", HOST, chosen) == f"{n.gateway} x"
             assert ask_here("tcp", "127.0.0.1", 8082) == f"{n.gateway} x"
             assert outside(proto="tcp", address=HOST, port=8082, data="q") is None
-            with pytest.raises(nsbox.Unavailable, match="port 8080 of the host"):
+            with pytest.raises(
+                nsbox.Unavailable, match="the host.*container 'python3' of .* has it"
+            ):
                 nsbox.run(["true"], net=n, publish=["8080:80"])
+            other = "import nsbox; nsbox.run(['true'], net=nsbox.Network(nat=False).start(), "
+            other += "publish='8080:80')"
+            said = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+            assert f", process {os.getpid()}, which uses nsbox, has it" in said.stderr, said
         for port in (8080, 8082, chosen):
             with pytest.raises(ConnectionError, match="refused"):
                 ask_here("tcp", "127.0.0.1", port)
