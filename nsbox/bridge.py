@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 import secrets
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -47,7 +48,7 @@ from nsbox.spec import NetLabel
 from nsbox.subnets import claim_subnet, free_subnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from nsbox.netrules import Published
@@ -445,7 +446,9 @@ class Network(Bridge):
         return super()._claim_subnet() or free_subnet(where=self._place.name)
 
 
-def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:
+def _host_ports(ports: Any) -> Iterator[HostPort]:
+    if isinstance(ports, (str, bytes)) or not isinstance(ports, Iterable):
+        raise SpecError("host_ports", f"must be a list, such as [{ports!r}]")
     for i, value in enumerate(ports):
         number, _, protocol = str(value).partition("/")
         if not number.isdecimal() or isinstance(value, bool):

@@ -136,7 +136,8 @@ def _check_ports(field: str, protocol: str, first: int, count: int = 1) -> None:
     if protocol not in _DPORTS:
         raise SpecError(field, f"{protocol!r} has no ports here; use tcp or udp")
     if count < 1 or not 1 <= first <= 65536 - count:
-        raise SpecError(field, f"{first}, {count} in a row: ports are 1 to 65535")
+        row = "" if count == 1 else f", {count} in a row"
+        raise SpecError(field, f"{first}{row}: ports are 1 to 65535")
 
 
 # -- the network ------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_published_ports_are_the_host_s() -> None:
             assert ask_here("tcp", "127.0.0.1", 8082) == f"{n.gateway} x"
             assert outside(proto="tcp", address=HOST, port=8082, data="q") is None
             with pytest.raises(
-                nsbox.Unavailable, match="the host.*container 'python3' of .* has it"
+                nsbox.Unavailable, match=r"the host.*container 'python3' of .* has it"
             ):
                 nsbox.run(["true"], net=n, publish=["8080:80"])
             other = "import nsbox; nsbox.run(['true'], net=nsbox.Network(nat=False).start(), "
