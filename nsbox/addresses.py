@@ -2,8 +2,8 @@
 """Addresses of a subnet, and ports of the host: each is lent to one container at a time.
 
 That holds for all threads and processes of the user in one network namespace. What was given back
-is lent again last, so that whoever still sends to it, by an old ARP entry or connection, meets
-nobody for as long as can be.
+is lent again last, so that whoever still sends to it, by an old connection, meets nobody for as
+long as can be.
 """
 
 from __future__ import annotations

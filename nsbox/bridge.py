@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import secrets
 import threading
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
+    conntrack,
     etc,
     hostsfile,
     identity,
@@ -37,7 +39,7 @@ from nsbox import (
     rtnl,
 )
 from nsbox.addresses import Pool, counterpart
-from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.errors import NetworkError, SpecError, StateError, Unavailable
 from nsbox.identity import HOSTNAME, HOSTS, RESOLV, HostNames, Identity
 from nsbox.lease import Lease
 from nsbox.netrules import HostPort
@@ -46,9 +48,10 @@ from nsbox.spec import NetLabel
 from nsbox.subnets import claim_subnet, free_subnet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+    from nsbox.netrules import Published
     from nsbox.netspec import Address, Dns, HostAlias, Subnet
     from nsbox.nftmsg import Message
     from nsbox.spec import Spec
@@ -294,15 +297,15 @@ class Bridge(links.Owned):
 
     # ------------------------------------------------------------ for its leases
 
-    def lease(self, spec: Spec, who: Identity) -> Lease:
-        """For nsbox's own use: a place for one sandbox.
+    def lease(self, spec: Spec, who: Identity, kind: str = "container") -> Lease:
+        """For nsbox's own use: a place for one sandbox, which errors call *kind* and its name.
 
         Raises:
             StateError: the bridge is not there.
             Unavailable: there is no address, or no port, left.
         """
         self._check_there()
-        made = Lease(self, spec, who)
+        made = Lease(self, spec, who, kind)
         self._leases.add(made)
         return made
 
@@ -369,10 +372,21 @@ class Bridge(links.Owned):
             if wanted is not None:
                 raise SpecError("address", "the bridge has no subnet=")
             return None, None
-        address = self._pool.take(wanted)
+        address = self._take(wanted)
         if self.subnet6 is None:
             return address, None
         return address, counterpart(address, self.subnet, self.subnet6)
+
+    def _take(self, wanted: str | None) -> Address:
+        try:
+            return self._pool.take(wanted)
+        except Unavailable as e:
+            holder = next((one for one in self.leases if str(one.address) == wanted), None)
+            if holder is None:
+                raise
+            raise Unavailable(
+                "network", f"{wanted} is lent to {holder}", err=e.errno or 0
+            ) from None
 
     def give_address(self, address: Address | None) -> None:
         if address is not None:
@@ -423,6 +437,23 @@ class Bridge(links.Owned):
         except OSError as e:
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
 
+    def redirect(self, entry: Published) -> None:
+        """Datagrams of those that have asked its ports already."""
+        own = {one.ip for _, one in self._route.addresses()}
+        try:
+            conntrack.redirect(self._rules, entry, own)
+        except OSError as e:
+            raise NetworkError(e.errno or 0, f"publish of {self.name}", str(e)) from e
+
+    def release(self, entry: Published) -> None:
+        """Soon, as nobody waits for it; unless it is published again till then."""
+
+        def finish() -> None:
+            if not any(entry in lease.published for lease in self.leases):
+                conntrack.release(self._rules, entry)
+
+        later.call(finish)
+
     def __del__(self) -> None:
         if getattr(self, "_started", False):
             super().__del__()
@@ -447,7 +478,9 @@ class Network(Bridge):
         return super()._claim_subnet() or free_subnet(where=self._place.name)
 
 
-def _host_ports(ports: Iterable[Any]) -> Iterator[HostPort]:
+def _host_ports(ports: Any) -> Iterator[HostPort]:
+    if isinstance(ports, (str, bytes)) or not isinstance(ports, Iterable):
+        raise SpecError("host_ports", f"must be a list, such as [{ports!r}]")
     for i, value in enumerate(ports):
         number, _, protocol = str(value).partition("/")
         if not number.isdecimal() or isinstance(value, bool):

@@ -192,8 +192,8 @@ def _net(net: Any) -> str:
     label = getattr(net, "label", net)
     if isinstance(label, NetLabel):
         return label
-    if isinstance(net, str) or net is None:
-        return str(choice(net, "net", ("none", "host")))
+    if net in ("none", "host"):
+        return str(net)
     raise SpecError(
         "net", f'{net!r}: use "none", "host", a Bridge, a Network, a Pod or a Namespace'
     )

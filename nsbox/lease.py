@@ -8,7 +8,9 @@ import functools
 import os
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
@@ -16,6 +18,8 @@ from nsbox.identity import Identity, may_be_named
 from nsbox.netallow import parse_allow
 from nsbox.netguard import Member, guarded
 from nsbox.netrules import Published, egress_table, published
+from nsbox.netspec import Publish
+from nsbox.ports import program_with
 from nsbox.steps import Netlink
 
 if TYPE_CHECKING:
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
 
     from nsbox.bridge import Bridge
     from nsbox.netrules import Protocol
-    from nsbox.netspec import Address, Publish
+    from nsbox.netspec import Address
     from nsbox.spec import Spec
+
+#: Of all networks of this process that are in use, each by the name of its port.
+_leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
 
 ETH0 = "eth0"
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -37,26 +44,31 @@ class Lease:
         address, address6: of the sandbox; None in a network that has none.
         ports: published: (host address or None, host port, port, protocol) of each.
         port_name: of the bridge's end of its veth pair.
-        mac: of the sandbox's end.
+        mac: of the sandbox's end, made of its address.
     """
 
-    def __init__(self, bridge: Bridge, spec: Spec, who: Identity) -> None:
+    def __init__(self, bridge: Bridge, spec: Spec, who: Identity, kind: str) -> None:
         self._bridge = bridge
+        self._kind = kind
         self._spec = spec
         self._undo = ExitStack()
         self._who = who
+        self.name = next(iter(who.names), who.hostname or "")
         self.address: Address | None = None
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
         self.port_name = links.new_name()
-        self.mac = links.new_mac()
+        self.mac = ""
         self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
+            self.mac = links.new_mac() if self.address is None else links.mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
-            self._undo.callback(bridge.forget, self)
             self._publish()
             self._name()
+            self._undo.callback(bridge.forget, self)
+            _leases[self.port_name] = self
+            self._undo.callback(_leases.pop, self.port_name, None)
             who.place = self
         except BaseException:
             self._undo.close()
@@ -110,51 +122,51 @@ class Lease:
         add += guarded(self._bridge.table, self.member)
         gone += guarded(self._bridge.table, self.member, delete=True)
         self._bridge.transact(add, "publish")
+        for entry in entries:
+            if entry.protocol == "udp" and not entry.by_proxy:
+                self._undo.callback(self._bridge.while_open, self._bridge.release, entry)
+                self._bridge.redirect(entry)
         self._undo.callback(self._bridge.while_open, self._bridge.transact, gone, "publish")
 
     def _choose(self, ports: Publish, offset: int) -> Published:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
-        address, protocol = self._inside(ports), cast("Protocol", ports.protocol)
-        if ports.host_port:
-            for i in range(ports.count):
-                self._serve(self._hold(ports, ports.host_port + i), address, ports.port + i)
-            return Published(address, ports.port, ports.host_port, protocol, ports.count,
-                             ports.address)  # fmt: skip
-        held = self._hold(ports, 0)
-        self._serve(held, address, ports.port + offset)
-        chosen = int(held.getsockname()[1])
-        return Published(address, ports.port + offset, chosen, protocol, 1, ports.address)
-
-    def _serve(self, listener: socket.socket, address: Address, port: int) -> None:
-        """Where the host's packets do not come by themselves."""
-        if self._bridge.router is not None:
-            self._served.append(proxy.Port(listener, address, port))
+        address, count = self._inside(ports), ports.count if ports.host_port else 1
+        held = [self._hold(ports, ports.host_port + i) for i in range(count)]
+        entry = Published(address, ports.port + offset, held[0].getsockname()[1],
+                          cast("Protocol", ports.protocol), count, ports.address)  # fmt: skip
+        if entry.by_proxy or self._bridge.router is not None:
+            self._served += [proxy.Port(one, address, entry.port + i) for i, one in enumerate(held)]
+        else:  # nobody is to listen there beside us
+            for one in held:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        return entry
 
     def _inside(self, ports: Publish) -> Address:
-        six = ports.address is not None and ports.address.version == 6
-        address = self.address6 if six else self.address
+        address = self.address6 if ports.version == 6 else self.address
         if address is None:
-            raise Unavailable("publish", f"{ports}: the sandbox has no such address")
+            raise Unavailable("publish", f"{ports}: the sandbox has no IPv{ports.version} address",
+                              hint=f"subnet{ports.version}= of its network")  # fmt: skip
         return address
 
     def _hold(self, ports: Publish, port: int) -> socket.socket:
         """A socket bound there, so that who binds it later is told. Where addresses are
         translated, connections never reach it."""
-        family = socket.AF_INET
-        if ports.address is not None and ports.address.version == 6:
-            family = socket.AF_INET6
+        family = socket.AF_INET6 if ports.version == 6 else socket.AF_INET
         held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
         self._undo.callback(held.close)
         # What waits in TIME_WAIT is no obstacle, only a listener, and who is here already: that
         # has the option no more.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(ports.protocol == "tcp"))
+        if ports.version == 6:  # IPv4 may be another's
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             held.bind(("" if ports.address is None else str(ports.address), port))
         except OSError as e:
-            why = f"{ports.protocol} port {port} of the host: {e.strerror}"
-            raise Unavailable("publish", why, err=e.errno or 0) from e
-        if self._bridge.router is None:  # else who serves it listens there
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            where = "the host" if ports.address is None else ports.address
+            why = f"{ports.protocol} port {port} of {where}: {e.strerror}"
+            holder = _holder(ports, port) if e.errno == errno.EADDRINUSE else ""
+            raise Unavailable("publish", f"{why}{holder and f', {holder} has it'}",
+                              err=e.errno or 0) from e  # fmt: skip
         return held
 
     # ------------------------------------------------------------ the connection
@@ -176,8 +188,9 @@ class Lease:
         self._bridge.plug(self._cable, pid)
         inside.do(*self._cable.inside)
         if self._served:
-            assert self._bridge.router is not None
-            self._undo.callback(proxy.serve(self._served, self._bridge.router.net).close)
+            router = self._bridge.router
+            within = None if router is None else router.net
+            self._undo.callback(proxy.serve(self._served, within).close)
 
     def _restrict(self, fd: int) -> None:
         """The table goes with its socket, which is held until the sandbox has ended."""
@@ -191,9 +204,26 @@ class Lease:
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
         """(address of the host or None, its port, the sandbox's port, protocol), of each one."""
-        return tuple((one.host, one.host_port + i, one.port + i, one.protocol)
-                     for one in self.published for i in range(one.count))  # fmt: skip
+        return tuple((one.host, here, there, one.protocol)
+                     for one in self.published for here, there in one.pairs())  # fmt: skip
+
+    def __str__(self) -> str:
+        name = repr(self.name) if self.name else f"at {self.address}"
+        return f"{self._kind} {name} of network {self._bridge.name!r}"
 
     def close(self) -> None:
         """Give all of it back; idempotent."""
         self._undo.close()
+
+
+def _holder(ports: Publish, port: int) -> str:
+    """Who has published that port of the host: "" when nobody who uses nsbox."""
+    wanted = replace(ports, host_port=port, count=1)
+    for lease in (made() for made in _leases.valuerefs()):
+        if lease is not None and any(
+            Publish(host, here, there, 1, protocol).overlaps(wanted)
+            for host, here, there, protocol in lease.ports
+        ):
+            return str(lease)
+    pid = program_with(_TYPES[ports.protocol], port)
+    return f"process {pid}, which uses nsbox," if pid else ""

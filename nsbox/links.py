@@ -15,7 +15,7 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Any
 
-from nsbox import interrupts, later, launcher, netspec, rtnl, shaping
+from nsbox import interrupts, later, launcher, netspec, rtnl, shaping, units
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.forgotten import forgotten
 from nsbox.namespace import Namespace
@@ -43,8 +43,10 @@ def check_name(name: Any, field: str) -> str:
     Raises:
         SpecError: it cannot be one.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in (".", "..", "lo"):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SpecError(field, f"{name!r} is not 1 to 15 characters without '/', ':' and blanks")
+    if name in (".", "..", "lo"):
+        raise SpecError(field, f"{name!r} is no name for a new link")
     return name
 
 
@@ -58,6 +60,12 @@ def new_mac() -> str:
     return ":".join(("02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))))
 
 
+def mac_of(address: Address) -> str:
+    """That of who has *address* in its subnet. Whoever gets the address next is reached by those
+    that still know who had it before: their entries stay right."""
+    return (b"\x02\0" + address.packed[-4:]).hex(":")
+
+
 def new_index() -> int:
     """One that no other link has. Who chose it can tell the kernel more of its link in the system
     call that makes it; by its name that would be of another's, if there is one already."""
@@ -66,9 +74,7 @@ def new_index() -> int:
 
 def check_mtu(mtu: int | None) -> int:
     """0 for none. Raises SpecError unless it can be a link's."""
-    if mtu is not None and not _MTU[0] <= mtu <= _MTU[1]:
-        raise SpecError("mtu", f"{mtu!r} is not {_MTU[0]} to {_MTU[1]}")
-    return mtu or 0
+    return 0 if mtu is None else units.count(mtu, "mtu", least=_MTU[0], most=_MTU[1])
 
 
 def ip_interface(value: Any, field: str) -> IpInterface:
@@ -93,11 +99,15 @@ def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
         if where is not None and where.kind != "net":
             raise SpecError(field, f"{where!r} is not a network namespace")
         return where, False
-    if isinstance(where, bool):
+    if isinstance(where, bool) or not isinstance(where, (int, str, os.PathLike)):
         raise SpecError(field, f"{where!r} is no namespace")
-    if isinstance(where, int):
-        return Namespace.of(where, "net"), True
-    return Namespace.open(os.fspath(where), "net"), True
+    try:
+        if isinstance(where, int):
+            return Namespace.of(where, "net"), True
+        return Namespace.open(where, "net"), True
+    except FileNotFoundError as e:
+        what = "process" if isinstance(where, int) else "network namespace"
+        raise SpecError(field, f"there is no {what} {where!r} ({e.filename})") from e
 
 
 def _addresses_and_routes(
@@ -678,7 +688,7 @@ def _fields(kind: str, **given: Any) -> dict[str, Any]:
 
 def _below(below: Any) -> Interface | str | None:
     if isinstance(below, str):
-        return check_name(below, "below")
+        return below if below == "lo" else check_name(below, "below")
     return None if below is None else end_of(below, "below")
 
 

@@ -97,7 +97,8 @@ class Published:
         address: of the container.
         port: its first.
         host_port: the first of the host.
-        host: the address of the host, of the same version; None: every one that it has.
+        host: the address of the host, of the same version; None, 0.0.0.0 or ``::``: every one that
+            it has.
 
     Raises:
         SpecError: these are no ports, or addresses of two versions.
@@ -113,21 +114,30 @@ class Published:
     def __post_init__(self) -> None:
         for first in (self.port, self.host_port):
             _check_ports("publish", self.protocol, first, self.count)
-        if self.host is None:
-            return
-        if self.host.version != self.address.version:
+        if self.host is not None and self.host.version != self.address.version:
             raise SpecError("publish", f"{self.host} cannot be translated to {self.address}")
-        if self.host.is_unspecified:
-            raise SpecError("publish", f"{self.host} is no address; None stands for all of them")
-        if self.host == _LOOPBACK6:
-            raise SpecError("publish", "nothing leaves ::1, unlike 127.0.0.1; publish there")
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(the host's port, the container's) of each."""
+        for i in range(self.count):
+            yield self.host_port + i, self.port + i
+
+    @property
+    def everywhere(self) -> bool:
+        return self.host is None or self.host.is_unspecified
+
+    @property
+    def by_proxy(self) -> bool:
+        """No rule leads there: nothing leaves ::1, unlike 127.0.0.1."""
+        return self.host == _LOOPBACK6
 
 
 def _check_ports(field: str, protocol: str, first: int, count: int = 1) -> None:
     if protocol not in _DPORTS:
         raise SpecError(field, f"{protocol!r} has no ports here; use tcp or udp")
     if count < 1 or not 1 <= first <= 65536 - count:
-        raise SpecError(field, f"{first}, {count} in a row: ports are 1 to 65535")
+        row = "" if count == 1 else f", {count} in a row"
+        raise SpecError(field, f"{first}{row}: ports are 1 to 65535")
 
 
 # -- the network ------------------------------------------------------------------------------
@@ -291,17 +301,20 @@ def published(name: str, entry: Published, *, delete: bool = False) -> list[Mess
     """Publish a port in the table *name* of a network, or *delete* it again.
 
     The kernel's answer is EEXIST where another container has one of the ports, ENOENT where a
-    port that is to be deleted is not published. Connections that are established go on.
+    port that is to be deleted is not published. Connections that are established go on. What is
+    published ``by_proxy`` has no rules.
 
     Raises:
         SpecError: the name does not fit.
     """
-    address, host = entry.address, entry.host
+    if entry.by_proxy:
+        return []
+    address, host = entry.address, None if entry.everywhere else entry.host
     at = b"" if host is None else host.packed
     protocol = l4proto.names[entry.protocol].to_bytes(1, "big")
-    pairs = [(concatenated(at, protocol, (entry.host_port + i).to_bytes(2, "big")),
-              concatenated(address.packed, (entry.port + i).to_bytes(2, "big")))
-             for i in range(entry.count)]  # fmt: skip
+    pairs = [(concatenated(at, protocol, here.to_bytes(2, "big")),
+              concatenated(address.packed, there.to_bytes(2, "big")))
+             for here, there in entry.pairs()]  # fmt: skip
     key = f"{entry.protocol} . {_span(entry.host_port, entry.count)}"
     key = key if host is None else f"{host} . {key}"
     which = f"{'any' if host is None else 'at'}{address.version}"

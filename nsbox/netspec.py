@@ -36,7 +36,7 @@ class Publish:
     """Ports of a container that are reached by ports of the host.
 
     Attributes:
-        address: of the host, where they are; None for all of IPv4.
+        address: of the host, where they are; None for all of IPv4, ``::`` for all of IPv6.
         host_port: the first on the host; 0 where nsbox chooses each.
         port: the first in the container.
         count: how many, side by side.
@@ -59,21 +59,25 @@ class Publish:
         host = f"{host}:" if self.host_port else ":" if address else ""
         return f"{address}{host}{port}/{self.protocol}"
 
+    @property
+    def version(self) -> int:
+        """Of IP: 4 or 6."""
+        return 4 if self.address is None else self.address.version
+
     def overlaps(self, other: Publish) -> bool:
         """Whether a packet to the host could be meant for both."""
         return (
             self.protocol == other.protocol
             and 0 < self.host_port < other.host_port + other.count
             and 0 < other.host_port < self.host_port + self.count
-            and _meet(self.address, other.address)
+            and self._meets(other)
         )
 
-
-def _meet(one: Address | None, other: Address | None) -> bool:
-    """Whether two addresses to listen at have one in common; 0.0.0.0 is all of its version."""
-    if one is None or other is None or one == other:
-        return True
-    return one.version == other.version and (one.is_unspecified or other.is_unspecified)
+    def _meets(self, other: Publish) -> bool:
+        """Whether their addresses have one in common."""
+        addresses = (self.address, other.address)
+        everywhere = any(one is None or one.is_unspecified for one in addresses)
+        return self.version == other.version and (everywhere or addresses[0] == addresses[1])
 
 
 def parse_publish(value: Any, field: str = "publish") -> tuple[Publish, ...]:
@@ -155,7 +159,7 @@ def _listen(six: str | None, four: str | None, field: str) -> Address | None:
         raise SpecError(field, f"{text!r}: an IPv6 address, and no other, is in brackets")
     if address.is_multicast:
         raise SpecError(field, f"{text} is a multicast address: nothing can be connected to it")
-    return address
+    return None if address.version == 4 and address.is_unspecified else address
 
 
 def parse_address(value: Any, field: str) -> Address:

@@ -96,20 +96,46 @@ def tables(sock: HasFileno | int) -> list[TableInfo]:
     Raises:
         OSError: EPERM, no CAP_NET_ADMIN.
     """
+    families = {number: name for name, number in nftmsg.FAMILIES.items()}
+    found: list[TableInfo] = []
+    for body in dump(sock, nftmsg.table_request(1), "list tables"):
+        known = dict(nftmsg.attributes(body[4:]))
+        found.append(TableInfo(
+            families.get(body[0], str(body[0])),
+            known.get(1, b"").rstrip(b"\0").decode("utf-8", "replace"),
+            int.from_bytes(known.get(2, b""), "big"),
+            int.from_bytes(known.get(7, b""), "big"),
+        ))  # fmt: skip
+    return found
+
+
+def dump(sock: HasFileno | int, request: bytes, what: str) -> list[bytes]:
+    """The answers to a *request* with NLM_F_DUMP, each from its struct nfgenmsg on.
+
+    Raises:
+        OSError: EPERM, no CAP_NET_ADMIN; EINVAL, the kernel does not have what is asked.
+    """
     with _lock, _prepared(sock) as link:
         while True:
             for _ in _answers(link):
                 pass
-            _send(link, nftmsg.table_request(1))
-            found, whole = _dumped(link)
+            _send(link, request)
+            found, whole = _dumped(link, what)
             if whole:
                 return found
 
 
-def _dumped(link: socket.socket) -> tuple[list[TableInfo], bool]:
+def tell(sock: HasFileno | int, packet: bytes) -> None:
+    """Messages whose answers, that they were refused, nobody needs."""
+    with _lock, _prepared(sock) as link:
+        _send(link, packet)
+        for _ in _answers(link):
+            pass
+
+
+def _dumped(link: socket.socket, what: str) -> tuple[list[bytes], bool]:
     """False: a change came in between, and what was listed fits nothing."""
-    families = {number: name for name, number in nftmsg.FAMILIES.items()}
-    found: list[TableInfo] = []
+    found: list[bytes] = []
     whole = True
     while True:
         for answer in _received(link, 0):
@@ -117,14 +143,8 @@ def _dumped(link: socket.socket) -> tuple[list[TableInfo], bool]:
             if answer.kind == _DONE:
                 return found, whole
             if answer.kind == _ERROR:
-                raise OSError(answer.error, os.strerror(answer.error), "list tables")
-            known = dict(nftmsg.attributes(answer.body[4:]))
-            found.append(TableInfo(
-                families.get(answer.body[0], str(answer.body[0])),
-                known.get(1, b"").rstrip(b"\0").decode("utf-8", "replace"),
-                int.from_bytes(known.get(2, b""), "big"),
-                int.from_bytes(known.get(7, b""), "big"),
-            ))  # fmt: skip
+                raise OSError(answer.error, os.strerror(answer.error), what)
+            found.append(answer.body)
 
 
 # -- the socket -------------------------------------------------------------------------------

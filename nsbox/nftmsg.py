@@ -104,14 +104,12 @@ class Message(NamedTuple):
     command: str
 
     def encode(self, sequence: int, flags: int = 0) -> bytes:
-        return _message(SUBSYSTEM | self.kind, self.flags | flags, sequence,
+        return message(SUBSYSTEM | self.kind, self.flags | flags, sequence,
                         self.family, 0, self.body)  # fmt: skip
 
 
-def _message(
-    kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes
-) -> bytes:
-    """struct nlmsghdr and struct nfgenmsg before the attributes."""
+def message(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
+    """struct nlmsghdr and struct nfgenmsg before the attributes; *kind* has its subsystem."""
     header = HEADER.pack(HEADER.size + 4 + len(body), kind, REQUEST | flags, sequence, 0)
     return b"".join((header, bytes((family, 0)), resource.to_bytes(2, "big"), body))
 
@@ -124,15 +122,15 @@ def batch(messages: Sequence[Message]) -> bytes:
     """
     last = len(messages)
     return b"".join((
-        _message(BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, b""),
+        message(BATCH_BEGIN, 0, 0, 0, SUBSYSTEM >> 8, b""),
         *(one.encode(i, ACK if i == last else 0) for i, one in enumerate(messages, 1)),
-        _message(BATCH_END, 0, 0, 0, SUBSYSTEM >> 8, b""),
+        message(BATCH_END, 0, 0, 0, SUBSYSTEM >> 8, b""),
     ))  # fmt: skip
 
 
 def table_request(sequence: int) -> bytes:
     """The question for the tables of every family."""
-    return _message(SUBSYSTEM | GETTABLE, DUMP, sequence, 0, 0, b"")
+    return message(SUBSYSTEM | GETTABLE, DUMP, sequence, 0, 0, b"")
 
 
 # -- tables and what is in them ---------------------------------------------------------------

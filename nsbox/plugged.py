@@ -63,8 +63,8 @@ class Plugged:
 
     @property
     def ports(self) -> tuple[tuple[Address | None, int, int, str], ...]:
-        """What is published: (address of the host or None for all, its port, the port inside,
-        ``"tcp"`` or ``"udp"``)."""
+        """What is published: (address of the host, its port, the port inside, ``"tcp"`` or
+        ``"udp"``). The address is None for all of IPv4, ``::`` for all of IPv6."""
         process = self._network_process()
         lease = None if process is None else process.lease
         return lease.ports if isinstance(lease, Lease) else ()

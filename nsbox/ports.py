@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from nsbox import registry, shared, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +48,33 @@ def listeners(pid: int) -> list[Listener]:
                 port = int(fields[1].rpartition(":")[2], 16)
                 found.append(Listener(protocol, port, int(fields[9])))
     return found
+
+
+def program_with(kind: int, port: int) -> int:
+    """Which other process with networks of nsbox's has the port, of sockets of *kind*, where this
+    thread is. A port that is bound, and not listened at, is in no list of the kernel's; so its
+    sockets are looked at, as ptrace(2) lets it. 0: it is none of them, or cannot be told."""
+    for pid in {owner.pid for owner in registry.owners()} - {os.getpid()}:
+        with suppress(OSError):
+            pidfd = syscalls.pidfd_open(pid)
+            try:
+                if any(
+                    _has_port(pidfd, int(fd), kind, port) for fd in os.listdir(f"/proc/{pid}/fd")
+                ):
+                    return pid
+            finally:
+                os.close(pidfd)
+    return 0
+
+
+def _has_port(pidfd: int, fd: int, kind: int, port: int) -> bool:
+    taken = syscalls.pidfd_getfd(pidfd, fd)
+    if not stat.S_ISSOCK(os.fstat(taken).st_mode):
+        os.close(taken)
+        return False
+    with socket.socket(fileno=taken) as one:
+        known = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == kind
+        return known and one.getsockname()[1] == port and shared.network(taken) == shared.network()
 
 
 def _mount_namespace(pid: int | str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import re
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -329,12 +330,24 @@ class Rtnl:
             NetworkError: one was refused; those after it may have been done.
             Unavailable: the kernel has no such kind of link or queue.
         """
-        with self._lock:
-            self._check_open()
-            try:
+        try:
+            with self._lock:
+                self._check_open()
                 _core.rt_talk(self._socket.fileno(), [request.fields for request in requests])
-            except _core.RtRefused as e:
-                raise _error(requests[e.request], e) from None
+        except _core.RtRefused as e:
+            raise _error(self._legible(requests[e.request]), e) from None
+
+    def _legible(self, request: Request) -> Request:
+        """With the name of its link, if that is there, for the number."""
+        index = request.fields.get("index")
+        number = re.compile(rf"(?<=\b(?:dev|set) ){index}\b")
+        if not index or not number.search(request.what):
+            return request
+        try:
+            name = self.link(index).name
+        except NetworkError:
+            return request
+        return Request(number.sub(lambda _: name, request.what), request.fields)
 
     def _check_open(self) -> None:
         if self._socket.fileno() < 0:

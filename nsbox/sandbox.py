@@ -293,7 +293,7 @@ def _launch_pause(spec: Spec, network: Any, who: Identity) -> Process:
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
     lease = None
     if spec.attached:
-        lease = functools.partial(network.lease, spec, who)
+        lease = functools.partial(network.lease, spec, who, "pod")
     elif network is not None:
         join, descriptors[JOIN], join_map = network.joins()
     plan = compile_pause(spec, probe.host(), join, join_map=join_map)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox.errors import SpecError
+from nsbox.links import mac_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,7 @@ class End:
         """Of its address, so that one is seen in the other; "" for the kernel's choice."""
         if self.address is None:
             return ""
-        return (b"\x02\0" + self.address.ip.packed).hex(":")
+        return mac_of(self.address.ip)
 
 
 @dataclass

@@ -247,6 +247,12 @@ def test_one_that_was_moved_is_deleted_where_it_is() -> None:
         assert names(one) == ["lo"]
 
 
+@apart
+def test_a_link_can_be_on_the_loopback() -> None:
+    with nsbox.Link.create("vxlan", "vx0", id=1, below="lo", remote="127.0.0.1") as link:
+        assert "dev lo" in ip("-d", "link", "show", link.link.name)
+
+
 # -- what is refused --------------------------------------------------------------------------
 
 
@@ -345,12 +351,13 @@ sys.stdin.readline()
         ("macvlan", {"below": "eth0", "mode": "vebp"}, "mode: 'vebp' is none of private, vepa"),
         ("macvlan", {"below": 7}, "below: 7 is no Interface"),
         ("macvlan", {"below": "a/b"}, "below: 'a/b' is not"),
+        ("macvlan", {"below": ".."}, "below: '..' is no name"),
         ("vxlan", {}, "id: a vxlan needs it"),
         ("vxlan", {"id": 1 << 24}, "id: 16777216 is not 0 to 16777215"),
         ("vxlan", {"id": True}, "id: True is not"),
         ("vxlan", {"id": 1, "port": 65536}, "port: 65536 is not 0 to 65535"),
         ("vxlan", {"id": 1, "remote": "localhost"}, "remote: 'localhost' is not an address"),
-        ("bridge", {"mtu": 67}, "mtu: 67 is not 68 to 65535"),
+        ("bridge", {"mtu": 67}, "mtu: 67 is not in 68..65535"),
         ("bridge", {"address": "10.0.0.1"}, "address: "),
     ],
 )

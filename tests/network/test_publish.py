@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
+import sys
 from ipaddress import IPv6Address
 
 import pytest
@@ -88,6 +90,56 @@ def test_ipv6_is_published_at_an_address_of_its_own() -> None:
 
 
 @elsewhere
+def test_every_address_of_ipv4_has_a_name_too() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        server("web", net, publish="0.0.0.0:8080:80") as web,
+    ):
+        assert web.ports == ((None, 8080, 80, "tcp"),)
+        assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+        assert world.host.asks("127.0.0.1", 8080) == f"web {GATEWAY}"
+
+
+@elsewhere
+def test_a_port_is_published_at_every_address_of_both_versions() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("six", net, at="::", publish=["[::]:8080:80", "[::]:53:53/udp"]) as six,
+        server("four", net, publish="8080:80"),
+        idle("b", net) as b,
+    ):
+        assert six.ports[0] == (IPv6Address("::"), 8080, 80, "tcp")
+        assert world.outside.asks(HOST6, 8080) == f"six {OUTSIDE6}"
+        assert world.host.asks(HOST6, 8080) == f"six {HOST6}"
+        assert asks(b, GATEWAY6, 8080) == f"six {GATEWAY6}"
+        assert world.outside.asks(HOST, 8080) == f"four {OUTSIDE}"
+        assert world.host.asks("::1", 8080) == "ECONNREFUSED"
+        with raises(nsbox.Unavailable, "publish"), idle("c", net, publish=f"[{HOST6}]:8080:80"):
+            pass
+    for both in (["8080:80", f"[{HOST6}]:8080:80"], ["0.0.0.0:8080:80", "[::]:8080:80"]):
+        with (
+            nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+            server("web", net, publish=both),
+        ):
+            assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+            assert world.outside.asks(HOST6, 8080) == "ECONNREFUSED"  # by the server, of IPv4
+
+
+@elsewhere
+def test_the_loopback_of_ipv6_is_for_programs_of_the_host() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6) as net,
+        server("web", net, at="::", publish="[::1]:8080:80"),
+        server("dns", net, 53, "udp", at="::", publish="[::1]:53:53/udp"),
+    ):
+        assert world.host.asks("::1", 8080) == f"web {GATEWAY6}"
+        assert world.host.asks("::1", 53, "udp") == f"dns {GATEWAY6}"
+        assert world.host.asks(HOST6, 8080) == "ECONNREFUSED"
+        assert world.outside.asks(HOST6, 8080) == "ECONNREFUSED"
+    assert world.host.asks("::1", 8080) == "ECONNREFUSED"
+
+
+@elsewhere
 def test_an_address_that_is_named_is_the_only_one() -> None:
     world.host.ip("addr add 192.0.2.9/32 dev out0")
     world.outside.ip("route add 192.0.2.9 dev eth0")
@@ -148,10 +200,15 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
             for wanted in ("8080:80", f"{HOST}:8080:80", "8079-8081:80-82"):
                 with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish=wanted):
                     pass
-                assert said == ["publish: tcp port 8080 of the host: Address already in use"], said
+                at = HOST if HOST in wanted else "the host"
+                assert said == [
+                    f"publish: tcp port 8080 of {at}: Address already in use, "
+                    "container 'web' of network 'nsb0' has it"
+                ]
             with raises(nsbox.Unavailable, "publish") as said, idle("b", where, publish="53:1/udp"):
                 pass
-            assert said == ["publish: udp port 53 of the host: Address already in use"], said
+            assert said == ["publish: udp port 53 of the host: Address already in use, "
+                            "container 'web' of network 'nsb0' has it"]  # fmt: skip
         with (
             world.host.serves(8081),
             raises(nsbox.Unavailable, "publish") as said,
@@ -166,6 +223,53 @@ def test_a_port_in_use_is_explained_and_nothing_is_left() -> None:
         assert other.leases == ()
     with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net, publish="8080:80"):
         assert world.outside.asks(HOST, 8080) == f"web {OUTSIDE}"
+
+
+@elsewhere
+def test_who_has_a_port_is_named_by_the_kind_the_name_and_the_network() -> None:
+    app = nsbox.ContainerSpec("app", ["sleep", "1000"])
+    world.host.ip("addr add 192.0.2.9/32 dev out0")
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        nsbox.Pod("web", [app], net=net, publish="192.0.2.9:8080:80"),
+        nsbox.Popen(["sleep", "1000"], net=net, publish=f"{HOST}:8080:80") as other,
+    ):
+        for wanted, holder in (
+            ("192.0.2.9:8080:1", "pod 'web' of network 'nsb0'"),
+            (f"{HOST}:8080:1", "container at 10.77.0.3 of network 'nsb0'"),
+        ):
+            with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
+                pass
+            assert said[0].endswith(f": Address already in use, {holder} has it"), said
+        other.kill()
+    world.host.ip("addr del 192.0.2.9/32 dev out0")
+
+
+_OTHER = """
+import sys, nsbox
+with nsbox.Network() as net, nsbox.Container(["sleep", "1000"], net=net,
+                                             publish=["8080:80", "53:53/udp"]):
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
+@elsewhere
+def test_another_process_that_has_a_port_is_named() -> None:
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other,
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+    ):
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        for wanted in ("8080:80", "53:53/udp"):
+            with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
+                pass
+            assert said[0].endswith(f", process {other.pid}, which uses nsbox, has it"), said
+        other.stdin.close()
 
 
 @elsewhere
@@ -214,13 +318,15 @@ def test_what_is_refused_before_anything_is_made() -> None:
             idle("a", net, publish="[2001:db8::1]:80:80"),
         ):
             pass
-        assert re.match(r"publish: .*: the sandbox has no such address", said[0]), said
+        assert re.match(r"publish: .*: the sandbox has no IPv6 address. Fix: subnet6=", said[0]), (
+            said
+        )
         with (
             raises(nsbox.Unavailable, "publish") as said,
             idle("a", net, publish="203.0.113.9:80:80"),
         ):
             pass
-        assert "Cannot assign requested address" in said[0], said
+        assert said == ["publish: tcp port 80 of 203.0.113.9: Cannot assign requested address"]
         assert net.leases == ()
 
 

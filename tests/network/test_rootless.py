@@ -77,8 +77,14 @@ def test_published_ports_are_the_host_s() -> None:
             assert ask_here("tcp", HOST, chosen) == f"{n.gateway} x"
             assert ask_here("tcp", "127.0.0.1", 8082) == f"{n.gateway} x"
             assert outside(proto="tcp", address=HOST, port=8082, data="q") is None
-            with pytest.raises(nsbox.Unavailable, match="port 8080 of the host"):
+            with pytest.raises(
+                nsbox.Unavailable, match=r"the host.*container 'python3' of .* has it"
+            ):
                 nsbox.run(["true"], net=n, publish=["8080:80"])
+            other = "import nsbox; nsbox.run(['true'], net=nsbox.Network(nat=False).start(), "
+            other += "publish='8080:80')"
+            said = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
+            assert f", process {os.getpid()}, which uses nsbox, has it" in said.stderr, said
         for port in (8080, 8082, chosen):
             with pytest.raises(ConnectionError, match="refused"):
                 ask_here("tcp", "127.0.0.1", port)
@@ -98,6 +104,26 @@ def test_ports_of_ipv6_and_ranges_are_published() -> None:
             ready(s)
             assert len(s.ports) == 60
             assert ask_here("tcp", HOST, 8030) == f"{n.gateway} x"
+
+
+@rootless()
+def test_every_address_of_both_versions_and_the_loopback_of_ipv6_are_published() -> None:
+    with nsbox.Network(nat=False, subnet="10.77.0.0/24", subnet6="fd00:77::/64") as n:
+        published = ["[::]:8081:80", "[::]:8081:80/udp", "[::1]:8082:80"]
+        with (
+            server(80, "6", net=n, publish=published) as s,
+            server(80, net=n, publish="0.0.0.0:8081:80") as four,
+        ):
+            ready(s, four)
+            for proto in ("tcp", "udp"):
+                assert outside(proto=proto, address=HOST6, port=8081, data="q") == f"{n.gateway6} q"
+                for address in ("::1", HOST6):
+                    assert ask_here(proto, address, 8081) == f"{n.gateway6} x"
+            assert outside(proto="tcp", address=HOST, port=8081, data="q") == f"{n.gateway} q"
+            assert ask_here("tcp", "127.0.0.1", 8081) == f"{n.gateway} x"
+            assert ask_here("tcp", "::1", 8082) == f"{n.gateway6} x"
+            assert outside(proto="tcp", address=HOST6, port=8082, data="q") is None
+            assert ask(four, "tcp", n.gateway6, 8081) == f"{n.gateway6} x"
 
 
 @rootless()

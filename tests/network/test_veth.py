@@ -128,13 +128,21 @@ MISUSE = (
     ({"name": "x" * 16}, "name", f"'xxxxxxxxxxxxxxxx' {NO_NAME}"),
     ({"name": ""}, "name", f"'' {NO_NAME}"),
     ({"name": "a/b"}, "name", f"'a/b' {NO_NAME}"),
-    ({"peer": "lo"}, "peer", f"'lo' {NO_NAME}"),
+    ({"peer": "lo"}, "peer", "'lo' is no name for a new link"),
     ({"peer": 7}, "peer", f"7 {NO_NAME}"),
-    ({"mtu": 67}, "mtu", "67 is not 68 to 65535"),
-    ({"mtu": 65536}, "mtu", "65536 is not 68 to 65535"),
+    ({"mtu": 67}, "mtu", "67 is not in 68..65535"),
+    ({"mtu": 65536}, "mtu", "65536 is not in 68..65535"),
+    ({"mtu": "1500"}, "mtu", "'1500' is not a whole number"),
     ({"address": "10.9.0.1"}, "address", f"'10.9.0.1': {NO_PREFIX}"),
     ({"peer_address": "ten"}, "peer_address", f"'ten': {NO_PREFIX}"),
     ({"netns": True}, "netns", "True is no namespace"),
+    ({"netns": 1.5}, "netns", "1.5 is no namespace"),
+    (
+        {"netns": "nsbnowhere"},
+        "netns",
+        "there is no network namespace 'nsbnowhere' (/run/netns/nsbnowhere)",
+    ),
+    ({"peer_netns": 4190000}, "peer_netns", "there is no process 4190000 (/proc/4190000/ns/net)"),
 )
 
 
@@ -147,14 +155,17 @@ def test_misuse_is_refused_before_anything_is_made() -> None:
     with nsbox.Namespace.current("uts") as uts, raises(nsbox.SpecError, "netns") as said:
         nsbox.Veth.create("veth1", uts, peer="veth2")
     assert said[0].endswith("is not a network namespace")
-    with raises(FileNotFoundError):
-        nsbox.Veth.create("veth1", "nsbnowhere", peer="veth2")
     assert set(links()) == {"lo", "out0"}
 
 
 @elsewhere
 def test_what_the_kernel_refuses_says_what_and_why() -> None:
     with nsbox.Veth.create("veth1", peer="veth2") as veth:
+        with raises(nsbox.NetworkError) as said:
+            veth.link.add_route("10.9.0.0/24", via="10.200.0.1")
+        assert said[0].startswith("route add 10.9.0.0/24 via 10.200.0.1 dev veth1: ENETUNREACH"), (
+            said
+        )
         for names in (("veth1", "other"), ("other", "veth2")):
             with raises(nsbox.NetworkError) as said:
                 nsbox.Veth.create(names[0], peer=names[1])

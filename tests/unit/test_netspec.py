@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.leaks_ok("texts in, values out")
 
 V4, V6 = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")
-ANY = ipaddress.ip_address("0.0.0.0")
+ANY4, ANY6 = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("::")
 
 
 def refused(call: Callable[[], Any]) -> SpecError:
@@ -48,7 +48,8 @@ def refused(call: Callable[[], Any]) -> SpecError:
         pytest.param("8080:80", [Publish(None, 8080, 80)], id="both ports"),
         pytest.param("127.0.0.1:8080:80", [Publish(V4, 8080, 80)], id="an address"),
         pytest.param("[::1]:8080:80", [Publish(V6, 8080, 80)], id="an IPv6 address"),
-        pytest.param("0.0.0.0:8080:80", [Publish(ANY, 8080, 80)], id="all of IPv4"),
+        pytest.param("0.0.0.0:8080:80", [Publish(None, 8080, 80)], id="all of IPv4"),
+        pytest.param("[::]:8080:80", [Publish(ANY6, 8080, 80)], id="all of IPv6"),
         pytest.param("53:53/udp", [Publish(None, 53, 53, 1, "udp")], id="a protocol"),
         pytest.param("53:53/UDP", [Publish(None, 53, 53, 1, "udp")], id="as Kubernetes writes it"),
         pytest.param("8000-8010:9000-9010/tcp", [Publish(None, 8000, 9000, 11)], id="a range"),
@@ -138,6 +139,8 @@ def test_the_one_of_a_list_that_is_wrong_is_named() -> None:
         pytest.param("80:80", "127.0.0.1:80:81", True, id="all addresses and one"),
         pytest.param("0.0.0.0:80:80", "127.0.0.1:80:81", True, id="all of IPv4 and one"),
         pytest.param("0.0.0.0:80:80", "[::1]:80:81", False, id="all of IPv4 and one of IPv6"),
+        pytest.param("80:80", "[fd00::1]:80:81", False, id="all of IPv4 as ever and one of IPv6"),
+        pytest.param("80:80", "[::]:80:80", False, id="all of both versions"),
         pytest.param("127.0.0.1:80:80", "127.0.0.2:80:80", False, id="two addresses"),
         pytest.param("[::]:80:80", "[fd00::1]:80:80", True, id="all of IPv6 and one"),
         pytest.param("70-90:70-90", "90:1", True, id="the end of a range"),
@@ -162,8 +165,8 @@ PUBLISHES = st.builds(
         address, host and min(host, 65536 - (ends[1] - ends[0] + 1)), ends[0],
         ends[1] - ends[0] + 1, protocol,
     ),
-    st.none() | st.ip_addresses().filter(lambda a: not a.is_multicast and not (
-        a.version == 6 and a.ipv4_mapped)),
+    st.none() | st.just(ANY6) | st.ip_addresses().filter(lambda a: not a.is_multicast and not (
+        a.version == 6 and a.ipv4_mapped) and a != ANY4),
     st.tuples(st.integers(1, 65535), st.integers(1, 65535)).map(lambda pair: tuple(sorted(pair))),
     st.integers(0, 65535), st.sampled_from(["tcp", "udp"]),
 )  # fmt: skip
@@ -179,9 +182,8 @@ def test_a_list_is_taken_if_no_two_overlap(several: list[Publish]) -> None:
     """By a model that tries every port and address."""
 
     def held(one: Publish) -> set[tuple[str, int, str]]:
-        where = {"all4", "all6"} if one.address is None else {str(one.address)}
-        if one.address is not None and one.address.is_unspecified:
-            where = {f"all{one.address.version}"}
+        names = {None: "all4", ANY6: "all6"}
+        where = {names.get(one.address, str(one.address))}
         ports = range(one.host_port, one.host_port + one.count) if one.host_port else ()
         return {(place, port, one.protocol) for place in where for port in ports}
 

@@ -210,6 +210,12 @@ def test_refused_by_every_other_way_in(call: Any) -> None:
         assert caught.value.field == field, case.id
 
 
+def test_a_network_that_is_none_says_what_there_is() -> None:
+    for wrong in ("bridge", None, 7):
+        with pytest.raises(SpecError, match='use "none", "host", a Bridge, a Network, a Pod or'):
+            make_spec(["true"], net=wrong)
+
+
 def test_refusals_leave_nothing() -> None:
     """Neither a process nor a descriptor: the leak check looks after this test."""
     for case in BAD:
