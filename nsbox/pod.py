@@ -281,6 +281,7 @@ class Pod(Plugged):
         kinds += ("pid",) if self.share_process_namespace else ()
         with self._condition:
             if self._stopping or self._pause is None:
+                current.close()
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
             current._join = (kinds, self._pause.pidfd, self._id_map)
             current._box = f"{self.name}/{container.name}"
