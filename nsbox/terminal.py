@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _EOF = b"\x04"  # VEOF of a new terminal
-#: Signals that end nobody by default; one that cannot be caught; and faults, which a handler that
-#: returns meets again.
+#: Signals that end nobody by default.
 _HARMLESS = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP,
              signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}  # fmt: skip
+#: Who returns from their handlers meets them again.
 _FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 #: Signals that would end the caller with its terminal in raw mode.
 _DEADLY = signal.valid_signals() - _HARMLESS - _FAULTS - {signal.SIGKILL}
