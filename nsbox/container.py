@@ -156,32 +156,20 @@ class Container(Contents, Control, Plugged):
         with interrupts.Held(), self._lock:
             self._allow("start")
             self._status = "stopped"
-            self.spec = build_spec(*self._wanted)
-            kinds, pidfd, id_map = self._join
-            stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
-                kept = self._log.open() if self._keeps_output() else None
-                self._process = launch(
-                    self.spec,
-                    stdio,
-                    join=kinds,
-                    joined_pidfd=pidfd,
-                    join_map=id_map,
-                    name=self.name,
-                    who=self._who,
-                )
-            except BaseException:
-                stdio.close()
+                process, stdio, kept = self._launch()
+            except BaseException as e:
                 self._log.end()
+                self._tell("died", f"failed: {str(e) or type(e).__name__}")
                 raise
-            self._status = "running"
+            self._process, self._status = process, "running"
             try:
-                joined = self._process.join_map
-                self._note = sandboxes.note(self.name, self._process, self.spec, joined, kept)
+                joined = process.join_map
+                self._note = sandboxes.note(self.name, process, self.spec, joined, kept)
             except OSError:  # it was quicker; or `nsbox ps` shows it without a name
                 pass
             self._members = self._known_by_mounts()
-            nslist.boxes[self._process.pid] = self._box or self.name
+            nslist.boxes[process.pid] = self._box or self.name
             self._tell("started")
             keeper = watch.get()
             if self.spec.pty is not None:
@@ -196,14 +184,35 @@ class Container(Contents, Control, Plugged):
                     overflow = watch.weakly(self._overflow)
                     keeper.add(sink.fd, functools.partial(_read, sink, overflow))
             stdio.close()
-            keeper.add(self._process.fileno(), self._news)
-            watch_oom(self._process)
+            keeper.add(process.fileno(), self._news)
+            watch_oom(process)
             if self.spec.limits.wall is not None:
                 self._wall = keeper.call_later(self.spec.limits.wall, self._time_out)
-            self._meter = cputime.meter(self._process)
+            self._meter = cputime.meter(process)
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _launch(self) -> tuple[Process, Stdio, tuple[int, int] | None]:
+        """The process, our ends of its streams, and where its output is kept."""
+        self.spec = build_spec(*self._wanted)
+        kinds, pidfd, id_map = self._join
+        stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
+        try:
+            kept = self._log.open() if self._keeps_output() else None
+            process = launch(
+                self.spec,
+                stdio,
+                join=kinds,
+                joined_pidfd=pidfd,
+                join_map=id_map,
+                name=self.name,
+                who=self._who,
+            )
+        except BaseException:
+            stdio.close()
+            raise
+        return process, stdio, kept
 
     def _keeps_output(self) -> bool:
         return self.spec.pty is not None or any(one is None for one in self._stdio_wanted[1:])
@@ -423,6 +432,8 @@ class Container(Contents, Control, Plugged):
             if self._status == "running" and self._process is not None:
                 self._tell("killed")
                 self._kill_and_wait(self._process)
+            elif self._status == "created":
+                self._tell("died", "never started")
             self._status = "stopped"
             self._log.end()
 
@@ -541,7 +552,8 @@ class Container(Contents, Control, Plugged):
         """How it ended. Raises StateError unless it has."""
         process, ended = self._process, self._ended
         if process is None or ended is None:
-            raise StateError(f"container {self.name!r} is {self._status}", status=self._status)
+            status = self._shown()
+            raise StateError(f"container {self.name!r} is {status}", status=status)
         reason, hit = judge(process, ended, self._verdict)
         return Completed(
             args=self.spec.args,

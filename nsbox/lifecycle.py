@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from nsbox.forgotten import forgotten
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,7 +30,8 @@ class LifeEvent:
         name: of the container or pod.
         pod: the pod that a container is in, or "".
         pid: of PID 1 as the caller sees it; None where there is none.
-        detail: of "died" the reason and the return code, of "killed" what for.
+        detail: of "died" the reason and the return code; or "failed: " and why it did not start;
+            or "never started", and closed; or "lost", with its launcher. Of "killed" what for.
     """
 
     time: float
@@ -55,8 +59,7 @@ class Events:
         self._changed = threading.Condition()
         self._closed = False
         self.dropped = 0
-        with _lock:
-            _listeners.append(self)
+        _listeners[id(self)] = weakref.ref(self)
 
     def _put(self, event: LifeEvent) -> None:
         with self._changed:
@@ -83,9 +86,7 @@ class Events:
 
     def close(self) -> None:
         """Hear no more; what has been heard can still be read. Idempotent."""
-        with _lock:
-            if self in _listeners:
-                _listeners.remove(self)
+        _listeners.pop(id(self), None)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -101,9 +102,18 @@ class Events:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            forgotten(self)
 
-_listeners: list[Events] = []
-_lock = threading.Lock()
+    def __repr__(self) -> str:
+        waiting = f"{len(self._queue)} waiting" + f", {self.dropped} dropped" * bool(self.dropped)
+        return f"<nsbox.Events {'closed' if self._closed else 'listening'}, {waiting}>"
+
+
+#: By id: who listens and is forgotten is not kept. Without a lock, which a ``__del__`` that comes
+#: at any moment would wait for: each use is one operation of the dictionary's.
+_listeners: dict[int, weakref.ref[Events]] = {}
 
 
 def events() -> Events:
@@ -122,7 +132,7 @@ def emit(
     if not _listeners:
         return
     event = LifeEvent(time.time(), what, kind, name, pod, pid, detail)
-    with _lock:
-        listeners = list(_listeners)
-    for listener in listeners:
-        listener._put(event)
+    for reference in _listeners.copy().values():
+        listener = reference()
+        if listener is not None:
+            listener._put(event)

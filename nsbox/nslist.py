@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nsbox import processes
 from nsbox.names import NAMESPACES, NsGet
 
 #: Pid -> the name of the sandbox of this program whose first process that is.
@@ -37,7 +38,7 @@ class NamespaceInfo:
         pid: its process with the lowest number; 0 when no process is in it.
         processes: how many are in it, of those that the caller may look at.
         uid: of that process; -1 for none.
-        command: of that process.
+        command: of that process; of a long one, the beginning.
         owner: id of the user namespace that owns it; 0 where that is beyond the caller's view.
         parent: id of the one above it (user and pid); 0 as with *owner*.
         pins: the paths on which it is mounted.
@@ -143,8 +144,7 @@ _All = dict[tuple[str, int], _Found]
 
 def _command(pid: int) -> str:
     try:
-        raw = Path(f"/proc/{pid}/cmdline").read_bytes()
-        text = raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()
+        text = processes.cmdline(pid).replace(b"\0", b" ").decode("utf-8", "replace").strip()
         return text or f"[{Path(f'/proc/{pid}/comm').read_text().strip()}]"
     except OSError:
         return ""

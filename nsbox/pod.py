@@ -291,6 +291,7 @@ class Pod(Plugged):
         kinds += ("pid",) if self.share_process_namespace else ()
         with self._condition:
             if self._stopping or self._pause is None:
+                current.close()
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
             current._who = self._pause.identity
             current._join = (kinds, self._pause.pidfd, self._id_map)

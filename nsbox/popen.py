@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from nsbox.plan import Plan
     from nsbox.process import Ended, Process
+    from nsbox.result import Completed
     from nsbox.spec import Spec
     from nsbox.streams import Sink, Stdio
     from nsbox.terminal import Terminal
@@ -92,6 +93,7 @@ class Popen:
         self._text = text
         self._verdict = Verdict()
         self._ended: Ended | None = None
+        self._done: Completed | None = None
         self._relays: dict[int, Sink] = {}
         self._wall: watch.Timer | None = None
         self._meter: cputime.Meter | None = None
@@ -246,13 +248,18 @@ class Popen:
             for sink in sinks.values():
                 while sink.read() and not sink.truncated:
                     pass
-        assert self._ended is not None
-        done = completed(
-            self.spec, self._process, self._ended, self._verdict, sinks, self._keep, self._text
-        )
+            if self._verdict.reason is None and any(sink.truncated for sink in sinks.values()):
+                self._verdict = Verdict(Reason.OUTPUT_LIMIT, "output")  # quicker than its reader
+        done = self._done = self._completed(sinks)
         if late:
             raise TimeoutExpired(self.args, timeout or 0.0, done)
         return done.stdout, done.stderr
+
+    def _completed(self, sinks: dict[int, Sink]) -> Completed:
+        ended = self._ended
+        assert ended is not None
+        return completed(self.spec, self._process, ended, self._verdict, sinks, self._keep,
+                         self._text)  # fmt: skip
 
     def _type(self, data: bytes) -> bytes:
         """The terminal is what communicate() reads and writes."""
@@ -282,6 +289,18 @@ class Popen:
     def usage(self) -> Usage | None:
         """What it used, once it has ended."""
         return None if self._ended is None else usage_of(self._process, self._ended)
+
+    def result(self) -> Completed:
+        """What ``run`` would have returned; its outputs are those that ``communicate()`` read.
+
+        Raises:
+            StateError: it has not ended.
+        """
+        if self.poll() is None:
+            raise StateError(f"{self.args[0]!r} has not ended", status="running")
+        if self._done is None:
+            self._done = self._completed({})
+        return self._done
 
     @property
     def applied(self) -> dict[str, str]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 _TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 _MOST_BYTES = 4096
+#: Of a command line that is shown: a payload can make it megabytes.
+_MOST_COMMAND = 4096
 #: Generations of a tree that are looked at: who forks and ends all the time has no last one.
 _DEEPEST = 128
 
@@ -164,6 +166,12 @@ def stuck(root: int) -> list[str]:
                 continue
             found.append(f"{stat.pid} {name!r} in {place if place != '0' else '?'}")
     return found
+
+
+def cmdline(pid: int) -> bytes:
+    """The beginning of its command line, as proc_pid_cmdline(5) has it. Raises OSError."""
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read(_MOST_COMMAND)
 
 
 def members(root: int) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nsbox import launcher, registry
+from nsbox import launcher, processes, registry
 from nsbox.errors import StateError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MOST_NOTE = 1 << 20
-_MOST_COMMAND = 4096  # bytes: a payload can make it megabytes
 _SIGTERM, _SIGKILL = 15, 9
 
 
@@ -59,10 +58,9 @@ def proc_table() -> dict[int, ProcStat]:
 
 
 def command_of(pid: int) -> list[str]:
-    """Its command line, which is its own word; [] when it has none, or is gone."""
+    """Its command line, cut, which is its own word; [] when it has none, or is gone."""
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            raw = file.read(_MOST_COMMAND)
+        raw = processes.cmdline(pid)
     except OSError:
         return []
     return [part.decode("utf-8", "surrogateescape") for part in raw.rstrip(b"\0").split(b"\0")]

@@ -7,6 +7,7 @@ the caller's shell. It gets one of its own, and ``attach`` copies bytes between 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
 _CHUNK = 1 << 16
 _EOF = b"\x04"  # VEOF of a new terminal
+#: Signals that end nobody by default.
+_HARMLESS = {signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH, signal.SIGSTOP,
+             signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}  # fmt: skip
+#: Who returns from their handlers meets them again.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 #: Signals that would end the caller with its terminal in raw mode.
-_DEADLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_DEADLY = signal.valid_signals() - _HARMLESS - _FAULTS - {signal.SIGKILL}
 
 
 class Terminal:
@@ -42,7 +48,7 @@ class Terminal:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # SIGWINCH may come while the same thread has it
 
     def fileno(self) -> int:
         """The master of the pty. Raises ValueError after ``close()``."""
@@ -137,6 +143,16 @@ def typed(data: bytes) -> bytes:
     return data + (_EOF if not data or data.endswith(b"\n") else _EOF * 2)
 
 
+@contextlib.contextmanager
+def _unless_hung_up() -> Iterator[None]:
+    """A terminal that has gone has no modes."""
+    try:
+        yield
+    except termios.error as e:  # which is no OSError
+        if e.args[0] != errno.EIO:
+            raise
+
+
 class _RawMode:
     """The caller's terminal passes every key on, until this is left, however that happens."""
 
@@ -148,10 +164,11 @@ class _RawMode:
 
     def __enter__(self) -> _RawMode:
         try:
-            if os.isatty(self._fd):
-                self._saved = termios.tcgetattr(self._fd)
-                self._handle()
-                tty.setraw(self._fd, termios.TCSADRAIN)
+            with _unless_hung_up():
+                if os.isatty(self._fd):
+                    self._saved = termios.tcgetattr(self._fd)
+                    self._handle()
+                    tty.setraw(self._fd, termios.TCSADRAIN)
         except BaseException:
             self.restore()
             raise
@@ -175,7 +192,8 @@ class _RawMode:
     def restore(self) -> None:
         """Idempotent, as a signal may come while this is under way."""
         if self._saved is not None:
-            termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
+            with _unless_hung_up():
+                termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
         while self._handlers:
             number, handler = self._handlers.popitem()
             signal.signal(number, handler)
@@ -190,8 +208,11 @@ def attach(process: Popen | Container, stdin: int = 0, stdout: int = 1) -> int:
 
     Keys go to it as they are (raw mode: ^C and ^Z too are the sandbox's), output comes back,
     and so does the size of the window, now and when it changes. The terminal is set back
-    whatever happens: an exception, ^C from elsewhere, SIGTERM, SIGHUP. Where *stdin* is no
-    terminal its content is typed, and then ^D.
+    whatever happens: an exception, ^C from elsewhere, a signal that ends the caller. Where
+    *stdin* is no terminal its content is typed, and then ^D.
+
+    When the caller's terminal has gone, and that did not end the caller (SIGHUP), the terminal of
+    a ``Popen`` is hung up; a ``Container``, whose log goes on, finds the end of its input.
 
     Args:
         process: one that was started. Of a ``Container`` what it has written before is shown first.
@@ -209,12 +230,10 @@ def attach(process: Popen | Container, stdin: int = 0, stdout: int = 1) -> int:
     shown = next((fd for fd in (stdout, stdin) if os.isatty(fd)), -1)
 
     def resize() -> None:
-        rows, columns = window_size(shown) if shown >= 0 else (0, 0)
-        if rows and columns:
-            try:
+        with contextlib.suppress(OSError, ValueError):  # ours was hung up, or it has ended
+            rows, columns = window_size(shown) if shown >= 0 else (0, 0)
+            if rows and columns:
                 terminal.resize(rows, columns)
-            except ValueError:  # it has ended
-                pass
 
     resize()
     relay = _Relay(process, terminal, stdin, stdout)
@@ -233,7 +252,9 @@ class _Relay:
             self._master = terminal.dup()
         except ValueError:  # it has ended: there is only what it wrote
             self._master = -1
+        self._terminal = terminal
         self._stdin, self._stdout = stdin, stdout
+        self._keyboard = os.isatty(stdin)
         self._typed = bytearray()
         self._line_begun = self._stdin_ended = False
         log = getattr(process, "_log", None)
@@ -259,7 +280,7 @@ class _Relay:
             if self._copier is not None:
                 self._copier.join()
         finally:
-            if blocking:
+            if blocking and self._master >= 0:
                 os.set_blocking(self._master, True)
             for fd in {self._master, self._pidfd} - {-1}:
                 os.close(fd)
@@ -295,9 +316,18 @@ class _Relay:
         if data:
             self._typed += data
             self._line_begun = not data.endswith(b"\n")
+            return
+        self._stdin_ended = True
+        if self._keyboard and self._source >= 0:  # in raw mode no key is an end: it has gone
+            self._hang_up()
         else:
-            self._stdin_ended = True
             self._typed += _EOF * (2 if self._line_begun else 1)
+
+    def _hang_up(self) -> None:
+        self._terminal.close()
+        os.close(self._master)
+        self._master = self._source = -1
+        self._typed.clear()
 
     def _type(self) -> None:
         try:

@@ -186,10 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def complain(error: Exception) -> int:
     """Say what went wrong, in one line, and return its exit code."""
-    from nsbox.cli.output import clean
+    from nsbox.cli.output import clean, say
     from nsbox.errors import CommandNotFound, SetupError
 
-    print(f"nsbox: {clean(str(error))}", file=sys.stderr)
+    say(f"nsbox: {clean(str(error))}")
     if isinstance(error, CommandNotFound):
         return NOT_FOUND
     if isinstance(error, SetupError) and error.name == "exec":

@@ -5,6 +5,7 @@ written to a terminal as it is."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,14 @@ def duration(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)}{unit}"
     return f"{int(seconds)}s"
+
+
+def say(text: str) -> None:
+    """On standard error, unless that has gone with its terminal or its reader."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:  # once more at the end of the interpreter, which would make 120 of our code
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 2)
 
 
 def print_json(value: Any) -> None:

@@ -7,11 +7,10 @@ import contextlib
 import os
 import select
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox.cli.output import clean, print_json
+from nsbox.cli.output import clean, print_json, say
 from nsbox.errors import SpecError
 
 if TYPE_CHECKING:
@@ -276,11 +275,15 @@ def _exit_code(returncode: int) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def _say_why(process: Popen) -> None:
+def _say_why(process: Popen, arguments: argparse.Namespace) -> None:
     """What no exit code tells: that it was us, or the kernel for want of memory."""
-    reason = process.reason
-    if reason is not None and reason.name not in ("EXITED", "SIGNALED"):
-        print(f"nsbox: ended: {reason.value}", file=sys.stderr)
+    done = process.result()
+    if done.reason.name in ("EXITED", "SIGNALED"):
+        return
+    options = (("memory", "--memory", arguments.memory), ("wall", "--time", arguments.time))
+    limits = [f"{option} {value}" for name, option, value in options
+              if name in done.limits_hit and value is not None]  # fmt: skip
+    say(f"nsbox: ended: {done.reason.value}" + "".join(f" ({limit})" for limit in limits))
 
 
 def _pty() -> Any:
@@ -291,21 +294,21 @@ def _pty() -> Any:
     return size if all(size) else True
 
 
-def _attach(process: Popen, *, keys: bool = True) -> int:
+def _attach(process: Popen, keys: bool) -> int:
     """Lend it ours until it ends; without *keys*, it finds the end of its input."""
     from nsbox.process import dev_null
     from nsbox.terminal import attach
 
-    return _exit_code(attach(process, 0 if keys else dev_null()))
+    return attach(process, 0 if keys else dev_null())
 
 
-def _see_through(process: Popen, forwarder: Forwarder) -> int:
+def _see_through(process: Popen, forwarder: Forwarder, *, keys: bool = True) -> int:
     forwarder.to(process)
-    return _exit_code(Pump(process).run())
+    return _exit_code(Pump(process).run() if process.terminal is None else _attach(process, keys))
 
 
 def _streams(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keywords of ``Popen``, for ``_see_through`` or ``_attach``."""
+    """Keywords of ``Popen``, for ``_see_through``."""
     from nsbox.streams import PIPE
 
     if arguments.tty:
@@ -318,14 +321,14 @@ def run(arguments: argparse.Namespace) -> int:
     from nsbox.popen import Popen
 
     command, options = _command(arguments), keywords(arguments)
-    forwarder = None if arguments.tty else Forwarder()
+    forwarder = Forwarder()
     with contextlib.ExitStack() as stack:
         if arguments.net == "nat":
             stack.enter_context(options["net"])
         process = stack.enter_context(Popen(command, **_streams(arguments), **options))
         with _noted(arguments.name, process):
-            code = _see_through(process, forwarder) if forwarder else _attach(process)
-        _say_why(process)
+            code = _see_through(process, forwarder)
+        _say_why(process, arguments)
         return code
 
 
@@ -349,7 +352,7 @@ def exec_(arguments: argparse.Namespace) -> int:
     from nsbox import elsewhere, sandboxes
 
     command = _command(arguments)
-    forwarder = None if arguments.tty else Forwarder()
+    forwarder = Forwarder()
     process = elsewhere.popen(
         sandboxes.find(arguments.sandbox),
         command,
@@ -359,6 +362,4 @@ def exec_(arguments: argparse.Namespace) -> int:
         **_streams(arguments),
     )
     with process:
-        if forwarder is None:
-            return _attach(process, keys=arguments.interactive)
-        return _see_through(process, forwarder)
+        return _see_through(process, forwarder, keys=arguments.interactive)

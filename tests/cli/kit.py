@@ -11,6 +11,7 @@ import select
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,25 @@ def on_a_terminal(*args: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
             process.wait()
             os.close(ours)
             os.close(theirs)
+
+
+def hung_up(*args: str, after: str = "ready", own: bool = True) -> tuple[int, str]:
+    """One whose terminal is closed when it has shown *after*: its code, and its words on standard
+    error, which is that terminal too without *own*, for then it is the session's."""
+    ours, theirs = os.openpty()
+    before = ["setsid", "--ctty"] if own else []
+    with tempfile.TemporaryFile("w+") as words:
+        with subprocess.Popen([*before, *command(*args)], stdin=theirs, stdout=theirs,
+                              stderr=words if own else theirs, cwd=TREE) as process:  # fmt: skip
+            os.close(theirs)
+            try:
+                shown(ours, after)
+                os.close(ours)
+                code = process.wait(PATIENCE)
+            finally:
+                process.kill()
+        words.seek(0)
+        return code, words.read()
 
 
 def shown(terminal: int, what: str) -> str:

@@ -115,6 +115,30 @@ def test_keys_and_the_size_of_the_window_are_passed_on() -> None:
 
 
 @pytest.mark.usefixtures("box")
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM"])
+@pytest.mark.parametrize("option", ["-it", "-t"])
+def test_signals_are_forwarded_from_a_terminal(option: str, name: str) -> None:
+    script = f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
+    with kit.on_a_terminal("exec", option, "box", "sh", "-c", script) as (terminal, process):
+        cooked = termios.tcgetattr(terminal)
+        kit.shown(terminal, "ready")
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        kit.shown(terminal, "got")
+        assert process.wait(kit.PATIENCE) == 7
+        assert termios.tcgetattr(terminal) == cooked
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its session's", "another's"])
+@pytest.mark.parametrize(("handler", "code"), [("-", 129), ("exit 7", 7)])
+def test_a_terminal_that_is_closed_hangs_up(
+    box: nsbox.Container, handler: str, code: int, own: bool
+) -> None:
+    script = f"trap '{handler}' HUP; echo ready; while :; do sleep 0.05; done"
+    assert kit.hung_up("exec", "-it", "box", "sh", "-c", script, own=own) == (code, "")
+    assert box.status() == "running"
+
+
+@pytest.mark.usefixtures("box")
 def test_without_input_its_terminal_has_the_end_of_it() -> None:
     with kit.on_a_terminal("exec", "-t", "box", "sh", "-c", "tty; cat; echo end") as (
         terminal,

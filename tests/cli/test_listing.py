@@ -75,6 +75,16 @@ def test_ps_shows_what_a_library_made_and_nobody_named() -> None:
 
 
 @pytest.mark.cgroup
+def test_stats_has_the_usage_and_the_limits_of_the_cgroup() -> None:
+    with nsbox.Popen(["sleep", "1000"], limits=nsbox.Limits(memory="32MiB", pids=9)) as process:
+        (one,) = kit.as_json("stats", str(process.pid))
+        assert (one["memory_limit"], one["pids_limit"]) == (32 << 20, 10), "one for nsbox-init"
+        assert (one["pids"], one["memory"] > 0) == (2, True)
+        heading, row = kit.out(kit.nsbox("stats", "--once", str(process.pid))).splitlines()
+        assert dict(zip(heading.split(), row.split(), strict=False))["LIMIT"] == "32.0M"
+
+
+@pytest.mark.cgroup
 def test_ps_has_the_usage_and_the_limits_of_the_cgroup() -> None:
     with nsbox.Popen(["sleep", "1000"], limits=nsbox.Limits(memory="32MiB", pids=9)) as process:
         (one,) = [one for one in kit.ps(os.getpid()) if one["id"] == process.pid]
@@ -130,10 +140,20 @@ def test_who_calls_itself_a_launcher_is_none() -> None:
         process.stdout.close()
 
 
-def test_a_command_line_of_megabytes_is_cut() -> None:
-    with nsbox.Popen(["sh", "-c", "sleep 1000; :", *["x" * 100000] * 20]) as process:
-        (one,) = [one for one in kit.ps(os.getpid()) if one["id"] == process.pid]
-        assert len(" ".join(one["command"])) < 5000
+CUT = [("ps",), ("ps", "--json"), ("stats", "--once"), ("stats", "--json"), ("top", "--once"),
+       ("top", "--json"), ("tree",), ("tree", "--json"), ("ls",), ("ls", "--json")]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", CUT, ids=[" ".join(args) for args in CUT])
+def test_a_command_line_of_megabytes_is_cut(args: tuple[str, ...]) -> None:
+    mine = f"%{os.getpid()}%"
+    payload = ["sh", "-c", f"echo ready; sleep 1000; : begin{mine}", *[mine * 10000] * 20]
+    with nsbox.Popen(payload, stdout=nsbox.PIPE, init=False) as process:
+        assert process.stdout.readline() == b"ready\n"
+        said = kit.out(kit.nsbox(*args))
+    times = said.count(f"begin{mine}")
+    assert 1 <= times <= 8, "once, or for each namespace"
+    assert len(mine) * said.count(mine) <= 4096 * times
 
 
 def test_the_launcher_of_an_owner_is_known_by_its_lock() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import termios
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,13 +73,13 @@ def test_what_does_not_start_says_why(args: list[str], code: int, said: str) -> 
 
 def test_a_time_that_is_up_ends_it_and_says_so() -> None:
     done = run("-t", "0.2", "sleep", "1000")
-    assert (done.returncode, done.stderr) == (137, "nsbox: ended: timeout\n")
+    assert (done.returncode, done.stderr) == (137, "nsbox: ended: timeout (--time 0.2)\n")
 
 
 @pytest.mark.cgroup
 def test_memory_that_is_used_up_ends_it_and_says_so() -> None:
     done = run("--memory", "16M", "sh", "-c", "a=x; while :; do a=$a$a; done")
-    assert (done.returncode, done.stderr) == (137, "nsbox: ended: oom\n")
+    assert (done.returncode, done.stderr) == (137, "nsbox: ended: oom (--memory 16M)\n")
 
 
 # -- streams ----------------------------------------------------------------------------------
@@ -227,14 +228,17 @@ def test_one_with_a_terminal_is_known_by_its_name_too() -> None:
 
 def test_why_one_with_a_terminal_ended_is_said_too() -> None:
     with kit.on_a_terminal("run", "-it", "-t", "0.3", "sleep", "1000") as (terminal, process):
-        kit.shown(terminal, "nsbox: ended: timeout")
+        kit.shown(terminal, "nsbox: ended: timeout (--time 0.3)")
         assert process.wait(kit.PATIENCE) == 137
 
 
 # -- signals ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "USR1"])
+FORWARDED = ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "ALRM"]
+
+
+@pytest.mark.parametrize("name", FORWARDED)
 def test_signals_are_forwarded(name: str) -> None:
     script = f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
     with start("sh", "-c", script) as process:
@@ -242,6 +246,58 @@ def test_signals_are_forwarded(name: str) -> None:
         process.send_signal(getattr(signal, f"SIG{name}"))
         assert kit.read_line(process) == "got"
         assert process.wait(kit.PATIENCE) == 7
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_signals_are_forwarded_from_a_terminal_too(name: str) -> None:
+    """They ended nsbox instead, and some of them left the terminal raw."""
+    script = f"trap 'echo got; exit 7' {name}; echo ready; while :; do sleep 0.05; done"
+    with kit.on_a_terminal("run", "-it", "sh", "-c", script) as (terminal, process):
+        cooked = termios.tcgetattr(terminal)
+        kit.shown(terminal, "ready")
+        assert termios.tcgetattr(terminal) != cooked
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        kit.shown(terminal, "got")
+        assert process.wait(kit.PATIENCE) == 7
+        assert termios.tcgetattr(terminal) == cooked
+
+
+@pytest.mark.parametrize("name", ["XCPU", "VTALRM", "PROF", "IO", "SYS", "RTMIN"])
+def test_a_signal_that_ends_nsbox_itself_leaves_the_terminal_as_it_was(name: str) -> None:
+    number = getattr(signal, f"SIG{name}")
+    with kit.on_a_terminal("run", "-it", "sh", "-c", "echo ready; exec sleep 1000") as (
+        terminal,
+        process,
+    ):
+        cooked = termios.tcgetattr(terminal)
+        kit.shown(terminal, "ready")
+        assert termios.tcgetattr(terminal) != cooked
+        process.send_signal(number)
+        assert process.wait(kit.PATIENCE) == -number
+        assert termios.tcgetattr(terminal) == cooked
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["its session's", "another's"])
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        pytest.param("echo ready; exec sleep 1000", 129, id="128 + 1 for SIGHUP"),
+        pytest.param("trap 'exit 7' HUP; echo ready; while :; do sleep 0.05; done", 7,
+                     id="of the command that handles SIGHUP"),
+        pytest.param("trap '' HUP; echo ready; while read -r x; do :; done; exit 9", 9,
+                     id="of the command that ignores it and finds no input"),
+    ],
+)  # fmt: skip
+def test_the_exit_code_when_the_terminal_is_closed_is(script: str, code: int, own: bool) -> None:
+    """Once it was 1, with a traceback: termios.error is no OSError."""
+    assert kit.hung_up("run", "-it", "sh", "-c", script, own=own) == (code, "")
+
+
+def test_why_it_ended_cannot_be_said_on_a_terminal_that_was_closed() -> None:
+    """The interpreter tries once more at its end, and exits with 120."""
+    script = "trap '' HUP; echo ready; while :; do sleep 0.05; done"
+    args = ("run", "-it", "--time", "2", "sh", "-c", script)
+    assert kit.hung_up(*args, own=False) == (137, "")
 
 
 def test_a_signal_that_is_not_caught_is_the_exit_code() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""created, running, stopped: which verb is allowed when, and what it leads to."""
+"""created, running, paused, stopped: which verb is allowed when, and what it leads to."""
 
 from __future__ import annotations
 
@@ -152,20 +152,34 @@ class Lifecycle(RuleBasedStateMachine):
         self.box = nsbox.Container(["true"])
         self.model, self.code, self.log = "created", None, ""
         self.at_stop = 0
+        self.pids_max = 64
 
-    @initialize(payload=st.sampled_from(sorted(PAYLOADS)), init=st.booleans())
-    def make(self, payload: str, init: bool) -> None:
+    @initialize(payload=st.sampled_from(sorted(PAYLOADS)), init=st.booleans(),
+                started=st.sampled_from([True, True, False]))  # fmt: skip
+    def make(self, payload: str, init: bool, started: bool) -> None:
         script, codes = PAYLOADS[payload]
-        self.box = nsbox.Container(["sh", "-c", script], init=init, name="box")
+        limits = nsbox.Limits(pids=self.pids_max)
+        self.box = nsbox.Container(["sh", "-c", script], init=init, name="box", limits=limits,
+                                   best_effort=True)  # fmt: skip
         self.at_stop = codes[init]
+        if started:
+            self.start()
 
     def teardown(self) -> None:
         self.box.close()
 
-    def refuses(self, verb: str) -> None:
-        with pytest.raises(nsbox.StateError) as caught:
-            getattr(self.box, verb)()
+    def refuses(self, verb: str, *args: object) -> None:
+        with pytest.raises(nsbox.StateError, match=f"'box' is {self.model}") as caught:
+            getattr(self.box, verb)(*args)
         assert caught.value.status == self.model
+
+    def lacks_a_cgroup(self, verb: str, *args: object) -> bool:
+        """Where an ordinary user can make none, what goes by it says so."""
+        if self.box.cgroup is not None:
+            return False
+        with pytest.raises(nsbox.Unavailable, match="has no cgroup"):
+            getattr(self.box, verb)(*args)
+        return True
 
     @rule()
     def start(self) -> None:
@@ -181,7 +195,7 @@ class Lifecycle(RuleBasedStateMachine):
         if self.model == "created":
             self.refuses("stop")
             return
-        if self.model == "running":
+        if self.model in ("running", "paused"):
             self.code = self.at_stop if grace else -9
         assert self.box.stop(grace=scaled(grace)) == self.code
         self.model = "stopped"
@@ -192,12 +206,39 @@ class Lifecycle(RuleBasedStateMachine):
             self.refuses("kill")
             return
         self.box.kill()
-        if self.model == "running":
+        if self.model in ("running", "paused"):
             self.code = -9
             assert self.box.wait(scaled(5)) == -9
         self.model = "stopped"
 
-    @precondition(lambda self: self.model == "running")
+    @rule()
+    def pause(self) -> None:
+        if self.model != "running":
+            self.refuses("pause")
+        elif not self.lacks_a_cgroup("pause"):
+            self.box.pause()
+            self.model = "paused"
+            assert self.box.cgroup is not None
+            assert self.box.pid in self.box.cgroup.processes(), "it is there, and waits"
+
+    @rule()
+    def resume(self) -> None:
+        if self.model != "paused":
+            self.refuses("resume")
+            return
+        self.box.resume()
+        self.model = "running"
+
+    @rule(pids=st.integers(20, 60))
+    def update(self, pids: int) -> None:
+        limits = nsbox.Limits(pids=pids)
+        if self.model not in ("running", "paused"):
+            self.refuses("update", limits)
+        elif not self.lacks_a_cgroup("update", limits):
+            self.box.update(limits)
+            self.pids_max = pids
+
+    @precondition(lambda self: self.model in ("running", "paused"))
     @rule()
     def wait_in_vain(self) -> None:
         with pytest.raises(nsbox.TimeoutExpired):
@@ -220,7 +261,7 @@ class Lifecycle(RuleBasedStateMachine):
     @rule()
     def close(self) -> None:
         self.box.close()
-        if self.model == "running":
+        if self.model in ("running", "paused"):
             self.code = -9
         self.model = "stopped"
 
@@ -237,11 +278,21 @@ class Lifecycle(RuleBasedStateMachine):
     def execute(self) -> None:
         args = ["sh", "-c", "echo also; exit 6"]
         if self.model != "running":
-            with pytest.raises(nsbox.StateError):
-                self.box.exec(args)
+            self.refuses("exec", args)
             return
         done = self.box.exec(args, capture_output=True)
         assert (done.returncode, done.stdout) == (6, b"also\n")
+
+    @rule()
+    def popen(self) -> None:
+        args = ["sh", "-c", "read -r line; echo got $line; exit 7"]
+        if self.model != "running":
+            self.refuses("popen", args)
+            return
+        with self.box.popen(args, stdin=nsbox.PIPE, stdout=nsbox.PIPE) as process:
+            assert process.poll() is None
+            assert process.communicate(b"it\n") == (b"got it\n", None)
+            assert process.returncode == 7
 
     @rule()
     def explain(self) -> None:
@@ -250,14 +301,18 @@ class Lifecycle(RuleBasedStateMachine):
         assert steps[-1] == "exec"
 
     @invariant()
-    def a_process_exists_exactly_while_running(self) -> None:
-        running = self.model == "running"
+    def a_process_exists_exactly_while_it_runs_or_is_paused(self) -> None:
+        running = self.model in ("running", "paused")
         assert self.box.status() == self.model
         assert (self.box.pid is not None) == running
         assert (self.box.nspid == 1) == running
         assert bool(self.box.namespaces) == running
         assert (self.box.pidfd >= 0) == running
         assert self.box.logs() == self.log
+        if self.box.cgroup is not None:
+            spare = int(self.box.spec.init)  # nsbox-init is not the payload's
+            assert int(self.box.cgroup.get("pids.max")) == self.pids_max + spare
+            assert self.box.cgroup.frozen() == (self.model == "paused")
         assert repr(self.box).startswith(f"<nsbox.Container {self.box.name!r} {self.model}")
 
 
@@ -265,8 +320,8 @@ def test_any_sequence_of_verbs_keeps_to_the_table() -> None:
     run_state_machine_as_test(
         Lifecycle,
         settings=settings(
-            max_examples=25,
-            stateful_step_count=8,
+            max_examples=100,
+            stateful_step_count=25,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),

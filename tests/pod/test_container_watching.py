@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import warnings
+from typing import TYPE_CHECKING
 
 import pytest
 from pod.kit import namespace_ids, sleeper, wait_log
@@ -13,6 +16,9 @@ from support import poll_until, scaled
 
 import nsbox
 from nsbox import lifecycle
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 PATIENCE = scaled(15)
@@ -212,6 +218,76 @@ def test_running_out_of_memory_is_told() -> None:
         with nsbox.Container(args, name="a", limits=limits) as container:
             container.wait(PATIENCE)
         assert happened(events, "died")[-2:] == ["container a oom", "container a died oom -9"]
+
+
+def test_the_end_of_one_that_could_not_start_is_told() -> None:
+    with nsbox.events() as events:
+        container = nsbox.Container(["/no/such"], name="a")
+        with pytest.raises(nsbox.CommandNotFound) as caught:
+            container.start()
+        container.close()
+        heard = [str(event) for event in iter(lambda: events.get(0), None)]
+    assert heard == ["container a created", f"container a died failed: {caught.value}"]
+
+
+def test_the_end_of_one_that_was_never_started_is_told_once() -> None:
+    with nsbox.events() as events:
+        container = nsbox.Container(["true"], name="a")
+        container.close()
+        container.close()
+        heard = [str(event) for event in iter(lambda: events.get(0), None)]
+    assert heard == ["container a created", "container a died never started"]
+
+
+def test_nobody_waits_for_the_log_of_one_whose_root_has_gone(tmp_path: Path) -> None:
+    """What is checked at the start again ends what it wrote, too: nothing."""
+    root = tmp_path / "root"
+    root.mkdir()
+    container = nsbox.Container(["true"], root=root, name="a")
+    root.rmdir()
+    with nsbox.events() as events:
+        with pytest.raises((nsbox.SpecError, nsbox.SetupError)):
+            container.start()
+        event = events.get(0)
+    assert event is not None
+    assert str(event).startswith("container a died failed: ")
+    assert list(container.follow(timeout=PATIENCE)) == []
+
+
+def test_who_listens_says_how_it_is() -> None:
+    events = nsbox.events()
+    lifecycle.emit("started", "container", "a")
+    assert repr(events) == "<nsbox.Events listening, 1 waiting>"
+    events.close()
+    assert repr(events) == "<nsbox.Events closed, 1 waiting>"
+    with nsbox.events() as events:
+        for number in range(lifecycle.MOST + 10):
+            lifecycle.emit("started", "container", str(number))
+        assert repr(events) == "<nsbox.Events listening, 1024 waiting, 10 dropped>"
+
+
+def test_who_listens_and_is_forgotten_warns_and_hears_no_more() -> None:
+    before = len(lifecycle._listeners)
+    events = nsbox.events()
+    assert len(lifecycle._listeners) == before + 1
+    with pytest.warns(ResourceWarning, match="listening, 0 waiting> was not closed"):
+        del events
+    assert len(lifecycle._listeners) == before
+
+
+def test_who_listens_in_a_cycle_goes_while_others_are_told() -> None:
+    """The collector runs at any moment, in whatever thread: nothing waits for a lock then."""
+    with nsbox.events() as others, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(200):
+            events: list[object] = [nsbox.events()]
+            events.append(events)
+            del events
+            lifecycle.emit("started", "container", "a")
+            gc.collect(0)
+        assert others.get(0) is not None
+        gc.collect()
+        assert len(lifecycle._listeners) == 1
 
 
 def test_a_pod_and_its_containers_are_told_of() -> None:

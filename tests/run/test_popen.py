@@ -12,13 +12,16 @@ import subprocess
 import threading
 import time
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from run import kit
 from support import poll_until, scaled
 
 import nsbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.userns
 BOTH = pytest.mark.parametrize("make", [subprocess.Popen, nsbox.Popen], ids=["subprocess", "nsbox"])
@@ -147,6 +150,75 @@ def test_a_program_that_is_not_executable_is_permission(make: Any) -> None:
 
 
 # -- what nsbox adds ----------------------------------------------------------------------------
+
+
+def test_its_result_is_what_run_would_have_returned() -> None:
+    args = ["sh", "-c", "cat; echo err >&2; exit 3"]
+    with nsbox.Popen(args, stdin=nsbox.PIPE, stdout=nsbox.PIPE, stderr=nsbox.PIPE, text=True) as it:
+        assert it.communicate("in\n") == ("in\n", "err\n")
+        done = it.result()
+        assert it.result() is done
+    twin = nsbox.run(args, input="in\n", capture_output=True, text=True)
+    for name in ("args", "returncode", "stdout", "stderr", "reason", "truncated", "limits_hit",
+                 "enforcement", "applied", "changes"):  # fmt: skip
+        assert getattr(done, name) == getattr(twin, name), name
+
+
+def test_its_result_needs_an_end_and_is_there_without_communicate() -> None:
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        with pytest.raises(nsbox.StateError, match="'sleep' has not ended") as caught:
+            process.result()
+        assert caught.value.status == "running"
+        process.kill()
+        select.select([process], [], [], kit.PATIENCE)
+        assert poll_until(lambda: process.poll() is not None, 5)
+        done = process.result()
+    assert (done.returncode, done.stdout, done.stderr) == (-9, None, None)
+    assert done.reason is nsbox.Reason.SIGNALED
+    with nsbox.Popen(["sleep", "1000"]) as process:
+        pass
+    assert process.result().returncode == -9
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["quicker than its reader", "endless"])
+def test_output_that_was_dropped_is_in_its_result(early: bool) -> None:
+    script = "echo 12345678" if early else "yes"
+    limits = nsbox.Limits(output=5)
+    with nsbox.Popen(["sh", "-c", script], stdout=nsbox.PIPE, limits=limits) as process:
+        if early:
+            process.wait(kit.PATIENCE)
+            assert process.result().truncated is False, "nobody has read it yet"
+        out, _ = process.communicate()
+        done = process.result()
+    assert (done.stdout, done.truncated, done.limits_hit) == (out, True, ("output",))
+    assert done.reason is process.reason is nsbox.Reason.OUTPUT_LIMIT
+    assert len(done.stdout) == 5
+
+
+def test_changes_of_an_overlay_are_in_its_result(tmp_path: Path) -> None:
+    root = nsbox.Rootfs.overlay(kit.busybox_root(tmp_path / "root"))
+    tmp_path.chmod(0o755)
+    with nsbox.Popen(["/bin/sh", "-c", "echo > /made"], root=root, user=0) as process:
+        assert process.wait(kit.PATIENCE) == 0
+        assert [(c.kind, c.path) for c in process.result().changes] == [("added", "/made")]
+
+
+@pytest.mark.cgroup
+def test_limits_that_were_reached_are_in_its_result() -> None:
+    hog = "for i in $(seq 30); do sleep 1000 & done; exit 4"
+    limits = nsbox.Limits(pids=9)
+    with nsbox.Popen(["sh", "-c", hog], stderr=nsbox.DEVNULL, limits=limits) as process:
+        process.wait(kit.PATIENCE)
+        assert process.result().limits_hit == ("pids",)
+
+
+def test_a_command_in_a_container_has_a_result_too() -> None:
+    with (
+        nsbox.Container(["sleep", "1000"]) as box,
+        box.popen(["sh", "-c", "echo out; exit 5"], stdout=nsbox.PIPE) as process,
+    ):
+        process.communicate()
+        assert (process.result().returncode, process.result().stdout) == (5, b"out\n")
 
 
 @pytest.mark.kernel

@@ -287,7 +287,9 @@ def test_attach_forwards_the_size_of_the_window() -> None:
         assert program.wait(kit.PATIENCE) == 0
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", "SIGHUP", "SIGQUIT", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU"]
+)
 def test_a_signal_leaves_the_callers_terminal_as_it_was(name: str) -> None:
     number = getattr(signal, name)
     with terminal_of_a_program(ATTACH, "echo ready; exec sleep 1000") as (master, program):
@@ -295,8 +297,41 @@ def test_a_signal_leaves_the_callers_terminal_as_it_was(name: str) -> None:
         read_until(master, b"ready")
         assert modes(master) != cooked
         program.send_signal(number)
-        assert program.wait(kit.PATIENCE) in (-number, 1, 130)
+        assert program.wait(kit.PATIENCE) == -number
         assert modes(master) == cooked
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        pytest.param("Popen", -signal.SIGHUP, id="hangs up the terminal of a Popen"),
+        pytest.param("Container", 6, id="is the end of the input of a container"),
+    ],
+)
+def test_a_terminal_that_has_gone_while_the_caller_goes_on(
+    kind: str, code: int, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    script = "echo ready; while read -r x; do :; done; exit 6"
+    program = (
+        ATTACH.replace("nsbox.Popen(", f"nsbox.{kind}(")
+        .replace("with ", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nwith ")
+        .replace("flush=True", "file=open(sys.argv[2], 'w')")
+    )
+    control = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    master, slave = pty.openpty()
+    with said.open("w") as words, subprocess.Popen(
+        [sys.executable, "-c", control + program, script, str(tmp_path / "code")],
+        stdin=slave, stdout=slave, stderr=words, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(slave)
+        try:
+            read_until(master, b"ready")
+            os.close(master)
+            assert process.wait(kit.PATIENCE) == 0
+        finally:
+            process.kill()
+    assert (said.read_text(), (tmp_path / "code").read_text()) == ("", f"code {code}\n")
 
 
 def test_an_exception_leaves_the_callers_terminal_as_it_was() -> None:
