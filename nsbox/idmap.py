@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError, Unavailable
+from nsbox.remedies import INSTALL_UIDMAP, add_ranges
 from nsbox.steps import IdMap
 
 if TYPE_CHECKING:
@@ -60,6 +61,5 @@ def check_maps(uid_map: Any, gid_map: Any, host: Host) -> IdMap | None:
         return IdMap(uids, gids, "launcher", "uid_map")
     if not host.helpers:
         raise Unavailable("uid_map", "only root, or newuidmap, maps other ids than the own",
-                          hint="apt-get install uidmap, and ranges in /etc/subuid and "
-                               "/etc/subgid")  # fmt: skip
+                          hint=f"{INSTALL_UIDMAP}; and {add_ranges(host.euid)}")  # fmt: skip
     return IdMap(uids, gids, "newuidmap", "uid_map")
