@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from nsbox import remedies
 from nsbox.errors import CommandNotFound, SetupError
 
 if TYPE_CHECKING:
@@ -43,13 +42,14 @@ _ASKED = {("fsmount", errno.EPERM), ("newuidmap", errno.EPERM), ("newgidmap", er
 
 
 def _hint(step: str, err: int, call: str) -> str:
-    found = remedies.Found(False, call, err, step=step)
-    hint = ""
-    if (call, err) in _ASKED and (call != "fsmount" or remedies.mounts_proc(found)):
-        from nsbox import facts
+    asked = ""
+    if (call, err) in _ASKED:
+        from nsbox import facts, remedies
 
-        hint = remedies.remedy("", found, facts.look()).hint()
-    return hint or _HINTS.get((call, err), "")
+        found = remedies.Found(False, call, err, step=step)
+        if call != "fsmount" or remedies.mounts_proc(found):
+            asked = remedies.remedy("", found, facts.look()).hint()
+    return asked or _HINTS.get((call, err), "")
 
 
 def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:

@@ -5,7 +5,6 @@ host: pure, from what ``hierarchy.places()`` looked up."""
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import NamedTuple
 
 #: Of v1: names of v2 -> of v1 where they differ.
@@ -23,8 +22,7 @@ class Obstacle(NamedTuple):
     err: int
 
 
-@dataclass(frozen=True)
-class Hierarchy:
+class Hierarchy(NamedTuple):
     """One that the caller is a member of.
 
     Attributes:
@@ -44,8 +42,7 @@ class Hierarchy:
     available: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """All of them.
 
     Attributes:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from nsbox import devices
 from nsbox.build import CALLER_ID, SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
+from nsbox.idmap import more_ids
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.profile import PROFILES
-from nsbox.remedies import INSTALL_UIDMAP, add_ranges
 from nsbox.steps import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
 
 if TYPE_CHECKING:
@@ -44,20 +44,12 @@ def decide_ids(build: Build) -> None:
                           hint='put "user" among the namespaces')  # fmt: skip
 
 
-def _more_ids(host: Host) -> str:
-    """What an ordinary user lacks to map more ids than one; "" for nothing."""
-    if host.subids:
-        return ""
-    ranges = add_ranges(host.euid)
-    return ranges if host.helpers else f"{INSTALL_UIDMAP}; and {ranges}"
-
-
 def _check_mapped(build: Build) -> None:
     spec = build.spec
     if build.id_map == "single":
         if spec.groups:
             raise Unavailable("groups", "a user namespace with a single id has none",
-                              hint=_more_ids(build.host))  # fmt: skip
+                              hint=more_ids(build.host))  # fmt: skip
         return
     for field, value in (
         ("user", build.uid),
@@ -74,7 +66,7 @@ def check_same_id(build: Build, base: Spec) -> None:
     decide_ids(own)
     if build.id_map == "single" and (own.uid, own.gid) != (build.uid, build.gid):
         raise Unavailable("user", f"only the id {own.uid}:{own.gid} is mapped here", hint="; ".join(
-            filter(None, (_more_ids(build.host), 'make the sandbox with profile="standard", which '
+            filter(None, (more_ids(build.host), 'make the sandbox with profile="standard", which '
                           f"maps a range of ids, or with user={build.uid}"))
         ))  # fmt: skip
 
@@ -247,5 +239,5 @@ def decide_pod_map(specs: list[Spec], host: Host) -> tuple[str, int]:
         return "range", 1000
     if len(users) > 1:
         raise SpecError("user", f"only one id can be mapped here, not {sorted(users)}: "
-                        f"{_more_ids(host)}")  # fmt: skip
+                        f"{more_ids(host)}")  # fmt: skip
     return "single", users.pop()

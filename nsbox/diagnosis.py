@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import facts, remedies
+from nsbox import facts, idmap, remedies
 from nsbox.errors import NsboxError, SetupError, Unavailable
 from nsbox.facts import KINDS
 from nsbox.remedies import Found, Remedy
@@ -314,11 +314,11 @@ def _id_ranges() -> tuple[dict[str, Any], Found]:
         ranges[f"new{kind}map"], ranges[f"sub{kind}"] = program, found[0] if found else 0
     if missing:
         why = f"{' and '.join(missing)} not installed"
-        return {}, Found(False, detail=why, fix=remedies.INSTALL_UIDMAP)
+        return {}, Found(False, detail=why, fix=idmap.INSTALL)
     if absent:
         user = facts.user_name()
         why = f"no range of 65536 ids for {user} in {', '.join(absent)}"
-        return {}, Found(False, detail=why, fix=remedies.add_ranges(user))
+        return {}, Found(False, detail=why, fix=idmap.add_ranges(user))
     if os.geteuid() and facts.status().get("NoNewPrivs") == "1":
         why, fix = remedies.NO_NEW_PRIVS
         return {}, Found(False, detail=why, fix=fix)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nsbox.cgroup_places import Places
 from nsbox.hashing import hashed_once
@@ -53,7 +53,7 @@ class Host:
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     cgroup2: bool = True
-    places: Places = field(default_factory=Places)
+    places: Places = Places()  # noqa: RUF009  (immutable)
     attaches_bpf: bool = True
     helpers: bool = False
     exec_enters_time: bool = True

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError, Unavailable
-from nsbox.remedies import INSTALL_UIDMAP, add_ranges
 from nsbox.steps import IdMap
 
 if TYPE_CHECKING:
@@ -18,6 +17,21 @@ _MOST_LINES = 340  # UID_GID_MAP_MAX_EXTENTS
 _MOST_IDS = (1 << 32) - 1
 
 Line = tuple[int, int, int]
+
+INSTALL = "apt-get install uidmap, or dnf install shadow-utils"
+
+
+def add_ranges(user: str | int) -> str:
+    """The command that gives a user ids of its own."""
+    return f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+
+
+def more_ids(host: Host) -> str:
+    """What an ordinary user lacks to map more ids than one; "" for nothing."""
+    if host.subids:
+        return ""
+    ranges = add_ranges(host.euid)
+    return ranges if host.helpers else f"{INSTALL}; and {ranges}"
 
 
 def _lines(value: Any, where: str) -> tuple[Line, ...]:
@@ -61,5 +75,5 @@ def check_maps(uid_map: Any, gid_map: Any, host: Host) -> IdMap | None:
         return IdMap(uids, gids, "launcher", "uid_map")
     if not host.helpers:
         raise Unavailable("uid_map", "only root, or newuidmap, maps other ids than the own",
-                          hint=f"{INSTALL_UIDMAP}; and {add_ranges(host.euid)}")  # fmt: skip
+                          hint=more_ids(host))  # fmt: skip
     return IdMap(uids, gids, "newuidmap", "uid_map")

@@ -8,6 +8,8 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nsbox.idmap import add_ranges
+
 SIGSYS = 31
 APPARMOR_FILE = "/etc/apparmor.d/nsbox"
 #: Mount points that the kernel itself keeps empty: what is on them hides nothing.
@@ -75,12 +77,6 @@ NO_NEW_PRIVS = Remedy(
     "start without it: NoNewPrivileges=no of a systemd service, no "
     "--security-opt no-new-privileges of docker",
 )
-INSTALL_UIDMAP = "apt-get install uidmap, or dnf install shadow-utils"
-
-
-def add_ranges(user: str | int) -> str:
-    """The command that gives a user ids of its own."""
-    return f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
 
 
 def reason(found: Found, cause: str = "") -> str:

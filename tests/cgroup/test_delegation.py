@@ -68,7 +68,8 @@ for attempt in (nsbox.delegate, nsbox.Cgroup.create, run):
 
 def gives_a_place(hint: str) -> bool:
     """Whether it is for this host: only systemd delegates, and of cgroup v2 alone."""
-    delegates = os.path.isdir("/run/systemd/system") and support.probe_cgroup1() != ""
+    v1 = {"memory", "pids", "cpu"} & hierarchy.paths_of().keys()
+    delegates = os.path.isdir("/run/systemd/system") and not v1
     return ("Delegate=yes" if delegates else "echo PID >") in hint
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 
 import pytest
 
@@ -21,8 +20,7 @@ ALL = ("memory", "pids", "cpu")
 def told(
     *hierarchies: Hierarchy, wanted: tuple[str, ...] = ("pids",), **places: object
 ) -> Obstacle:
-    here = replace(Places(euid=7, hierarchies=hierarchies), **places)  # type: ignore[arg-type]
-    return here.obstacle(*wanted)
+    return Places(**{"euid": 7, "hierarchies": hierarchies, **places}).obstacle(*wanted)  # type: ignore[arg-type]
 
 
 def test_v1_is_handed_over_by_directories_and_never_by_systemd() -> None:
@@ -57,12 +55,12 @@ def test_v2_without_systemd_is_handed_over_by_root() -> None:
 
 
 def test_v2_that_was_delegated_is_to_be_left_for_a_leaf() -> None:
-    mine = replace(V2, writable=True, available=ALL)
+    mine = V2._replace(writable=True, available=ALL)
     assert told(mine, wanted=ALL)[1:] == ("call nsbox.delegate() first", errno.EBUSY)
 
 
 def test_a_controller_that_was_not_given_is_named() -> None:
-    mine = replace(V2, writable=True, available=("pids",))
+    mine = V2._replace(writable=True, available=("pids",))
     cause, fix, err = told(mine, wanted=("pids", "io"), systemd=True)
     assert cause == "/sys/fs/cgroup/a/b was not given io"
     assert "Delegate=yes" in fix
@@ -73,7 +71,7 @@ def test_a_controller_that_was_not_given_is_named() -> None:
 
 
 def test_a_controller_of_v1_is_not_looked_for_on_v2() -> None:
-    mine = replace(BARE, writable=True)
+    mine = BARE._replace(writable=True)
     assert told(mine, PIDS).cause == "not this user's to write: /sys/fs/cgroup/pids/a"
     assert (
         told(mine, PIDS, wanted=("memory",)).cause
@@ -92,13 +90,13 @@ def test_io_is_blkio_on_v1() -> None:
      ("file system", "mount -o remount,rw /sys/fs/cgroup/pids")],
 )  # fmt: skip
 def test_what_is_read_only_is_mounted_anew(read_only: str, fix: str) -> None:
-    place = replace(PIDS, read_only=read_only)
+    place = PIDS._replace(read_only=read_only)
     assert told(place, euid=0) == ("read-only mounts: /sys/fs/cgroup/pids", fix, errno.EROFS)
     assert told(place).fix == f"as root: {fix}"
 
 
 def test_what_is_not_mounted_is_mounted_as_the_kernel_has_it() -> None:
-    absent = [replace(one, point="", directory="") for one in (PIDS, CPU, BARE, V2)]
+    absent = [one._replace(point="", directory="") for one in (PIDS, CPU, BARE, V2)]
     cause, fix, _ = told(*absent[:3], wanted=("pids", "cpu"), euid=0)
     assert cause == "no cgroup file system is mounted here (pids, cpu,cpuacct)"
     assert "for c in pids cpu,cpuacct; do" in fix
@@ -117,7 +115,7 @@ def test_what_is_not_mounted_is_mounted_as_the_kernel_has_it() -> None:
 def test_in_a_container_the_mounts_are_those_of_who_started_it(
     container: str, option: str, change: dict[str, str]
 ) -> None:
-    place = replace(V2, **change)  # type: ignore[arg-type]
+    place = V2._replace(**change)  # type: ignore[arg-type]
     assert told(place, euid=0, container=container).fix.startswith(option)
 
 

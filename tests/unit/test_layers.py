@@ -34,8 +34,9 @@ INIT = PACKAGE / "nsbox-init"
 FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names hashing forgotten checks",
-    2: "spec keywords host netspec netallow remedies cgroup_places",
-    3: "steps plan profile build limits idmap devices overlay mounts creds seccomp confine "
+    2: "spec keywords host netspec netallow cgroup_places",
+    3: "remedies "
+    "steps plan profile build limits idmap devices overlay mounts creds seccomp confine "
     "compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "facts blame "
     "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
