@@ -36,12 +36,28 @@ _HINTS = {
 }
 
 
+#: What has causes of many kinds, which the host can be asked about.
+_ASKED = {("fsmount", errno.EPERM), ("newuidmap", errno.EPERM), ("newgidmap", errno.EPERM),
+          ("clone3", errno.EPERM), ("clone3", errno.ENOSPC), ("clone3", errno.ENOSYS)}  # fmt: skip
+
+
+def _hint(step: str, err: int, call: str) -> str:
+    asked = ""
+    if (call, err) in _ASKED:
+        from nsbox import facts, remedies
+
+        found = remedies.Found(False, call, err, step=step)
+        if call != "fsmount" or remedies.mounts_proc(found):
+            asked = remedies.remedy("", found, facts.look()).hint()
+    return asked or _HINTS.get((call, err), "")
+
+
 def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
     """The error of one step of the timeline."""
     step = plan.steps[index]
     is_exec = step.name == "exec" and err == errno.ENOENT and call != "injected"
-    hint = _HINTS.get((call, err), "")
     detail = step.describe()
+    hint = _hint(f"{step.name} {detail}", err, call)
     if is_exec and plan.args:
         hint = f"{plan.args[0]!r} was not found in the sandbox"
     kind = CommandNotFound if is_exec else SetupError

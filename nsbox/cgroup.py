@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -21,7 +22,7 @@ from nsbox import (
 from nsbox import limits as limit_files
 from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.forgotten import forgotten
-from nsbox.hierarchy import DELEGATE, Parents, parents
+from nsbox.hierarchy import Parents, parents
 from nsbox.spec import Limits
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _REMOVE_DEADLINE_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 #: What a cgroup of its own is in even without a limit, for its statistics.
 _ALWAYS = ("memory", "pids", "cpu", "io")
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class Cgroup:
@@ -110,7 +112,10 @@ class Cgroup:
                 return cls.make(full, controllers, where)
             except OSError as e:
                 why = f"cannot create a cgroup under {places[0]}: {e.strerror}"
-                raise Unavailable("cgroup", why, err=e.errno or 0, hint=DELEGATE) from e
+                hint = ""
+                if e.errno in _NOT_ALLOWED:
+                    hint = hierarchy.places().obstacle(*controllers).fix
+                raise Unavailable("cgroup", why, err=e.errno or 0, hint=hint) from e
         raise Unavailable("cgroup", "the launcher that would remove it was killed, twice")
 
     @classmethod
@@ -288,7 +293,9 @@ class Cgroup:
                 os.mkdir(directory)
                 self._directories[f"late-{key}"] = directory
                 return
-        raise Unavailable("freeze", "neither cgroup v2 nor the freezer of v1 can be written here")
+        cause, fix, err = hierarchy.places().obstacle("freezer")
+        raise Unavailable("freeze", "neither cgroup v2 nor the freezer of v1 can be written here"
+                          f": {cause}", err=err, hint=fix)  # fmt: skip
 
     def thaw(self) -> None:
         """Let them go on; nothing if they do."""

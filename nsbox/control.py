@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nsbox import interrupts
+from nsbox import interrupts, probe
 from nsbox.converse import watch_oom
 from nsbox.errors import StateError, Unavailable
 from nsbox.limits import enforced_by, settings
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from nsbox.process import Process
     from nsbox.spec import Limits, Spec
     from nsbox.usage import CgroupStats
+
+
+#: Controller -> a limit of it that hardly any program feels.
+_KEPT = {"pids": "pids=4096", "memory": 'memory="1TiB"', "cpu": "cpu_weight=100"}
 
 
 class Control:
@@ -46,11 +50,20 @@ class Control:
     def _own_cgroup(self, what: str) -> Cgroup:
         cgroup = self.cgroup
         if cgroup is None:
-            raise Unavailable(
-                what, f"container {self.name!r} has no cgroup",
-                hint="give it a limit that one keeps, such as limits=nsbox.Limits(pids=4096)",
-            )  # fmt: skip
+            raise self._no_cgroup(what)
         return cgroup
+
+    def _no_cgroup(self, what: str) -> Unavailable:
+        host = probe.host()
+        kept = next((text for name, text in _KEPT.items() if name in host.controllers), "")
+        if kept:
+            return Unavailable(
+                what, f"container {self.name!r} has no cgroup",
+                hint=f"give it a limit that one keeps, such as limits=nsbox.Limits({kept})",
+            )  # fmt: skip
+        cause, fix, err = host.places.obstacle("pids", "freezer")
+        return Unavailable(what, f"container {self.name!r} has no cgroup, and none can be made "
+                           f"here: {cause}", err=err, hint=fix)  # fmt: skip
 
     def update(self, limits: Limits) -> None:
         """Change limits while it runs: those that are set in *limits*, see ``Cgroup.update``.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nsbox import devices
 from nsbox.build import CALLER_ID, SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
+from nsbox.idmap import more_ids
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.profile import PROFILES
 from nsbox.steps import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
@@ -48,8 +49,7 @@ def _check_mapped(build: Build) -> None:
     if build.id_map == "single":
         if spec.groups:
             raise Unavailable("groups", "a user namespace with a single id has none",
-                              hint="apt-get install uidmap, and a range in /etc/subuid and "
-                                   "/etc/subgid")  # fmt: skip
+                              hint=more_ids(build.host))  # fmt: skip
         return
     for field, value in (
         ("user", build.uid),
@@ -65,9 +65,10 @@ def check_same_id(build: Build, base: Spec) -> None:
     own = Build(base, build.host, build.join, id_map=build.id_map)
     decide_ids(own)
     if build.id_map == "single" and (own.uid, own.gid) != (build.uid, build.gid):
-        raise Unavailable("user", f"only the id {own.uid}:{own.gid} is mapped here",
-                          hint="apt-get install uidmap, and a range in /etc/subuid and "
-                               "/etc/subgid")  # fmt: skip
+        raise Unavailable("user", f"only the id {own.uid}:{own.gid} is mapped here", hint="; ".join(
+            filter(None, (more_ids(build.host), 'make the sandbox with profile="standard", which '
+                          f"maps a range of ids, or with user={build.uid}"))
+        ))  # fmt: skip
 
 
 def id_map_step(build: Build) -> IdMap:
@@ -240,6 +241,6 @@ def decide_pod_map(specs: list[Spec], host: Host) -> tuple[str, int]:
     if host.subids and (len(users) > 1 or any(s.groups or s.profile == "standard" for s in specs)):
         return "range", 1000
     if len(users) > 1:
-        raise SpecError("user", f"only one id can be mapped here, not {sorted(users)}: install "
-                        "uidmap, with a range in /etc/subuid and /etc/subgid")  # fmt: skip
+        raise SpecError("user", f"only one id can be mapped here, not {sorted(users)}: "
+                        f"{more_ids(host)}")  # fmt: skip
     return "single", users.pop()

@@ -45,7 +45,7 @@ def delegate() -> str:
         _move_all(leaf, own)
         os.rmdir(leaf)
         raise Unavailable("cgroup", f"{own} was given no controller to pass on",
-                          hint=hierarchy.DELEGATE)  # fmt: skip
+                          hint=hierarchy.places().obstacle("memory").fix)  # fmt: skip
     probe.host(cached=False)
     return where.directories[0][1]
 

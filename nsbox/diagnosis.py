@@ -11,13 +11,14 @@ import stat
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsbox import remedies
+from nsbox import facts, idmap, remedies
 from nsbox.errors import NsboxError, SetupError, Unavailable
-from nsbox.remedies import DELEGATE, Facts, Found, Remedy
+from nsbox.facts import KINDS
+from nsbox.remedies import Found, Remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,9 +28,10 @@ _OLDEST = (6, 1)
 _LEAST_FILES = 256
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _FIRST_ID = 0x70000000
-_KINDS = ("mnt", "pid", "net", "ipc", "uts", "cgroup")
 
-#: Each check in the order of the report: what needs it. Without those of ``run()``, nothing works.
+#: What says whether ``run()`` works: it does what all the others are parts of.
+_TRIAL = "run strict"
+#: Each check in the order of the report: what needs it.
 NEEDED_FOR: dict[str, str] = {
     "kernel": "run()",
     "extension": "run()",
@@ -40,7 +42,7 @@ NEEDED_FOR: dict[str, str] = {
     "memfd": "run()",
     "open files": "run()",
     "user namespace": "run()",
-    **{f"{kind} namespace": "run()" for kind in _KINDS},
+    **{f"{kind} namespace": "run()" for kind in KINDS},
     "bind mount": "run()",
     "tmpfs mount": "run()",
     "proc mount": "run()",
@@ -69,6 +71,14 @@ NEEDED_FOR: dict[str, str] = {
     "kvm device": "virtual machines beside sandboxes",
     "executable /tmp": "programs that are bound or run from there",
     "executable /dev/shm": "programs that are bound or run from there",
+}
+#: What else of nsbox needs what ``run()`` can do without for this caller, as it turned out.
+_ELSEWHERE = {
+    "kernel": "what is newer than this kernel",
+    "open files": "many sandboxes at once",
+    "device nodes": "these devices in a sandbox",
+    "proc mount": "ordinary users; of root, pods, Rootfs.overlay() and .inherit(), mounts=, "
+    'devices=, pty=True, the kind "time"',
 }
 
 
@@ -102,7 +112,7 @@ class Report:
     @property
     def ok(self) -> bool:
         """``run()`` works here in its default profile; other things may be missing."""
-        return all(check.ok for check in self.checks if check.needed_for == "run()")
+        return self[_TRIAL].ok
 
     @property
     def missing(self) -> tuple[Check, ...]:
@@ -123,74 +133,22 @@ class Report:
     def __str__(self) -> str:
         width = max(len(check.name) for check in self.checks)
         lines = []
+        told: dict[str, str] = {}
         for check in self.checks:
-            mark = "ok" if check.ok else "FAIL" if check.needed_for == "run()" else "no"
+            fails = check.needed_for == "run()" and not self.ok
+            mark = "ok" if check.ok else "FAIL" if fails else "no"
             lines.append(f"{mark:4}  {check.name:{width}}  {check.detail}".rstrip())
             if not check.ok:
                 lines.append(f"      {'':{width}}  needed for: {check.needed_for}")
             if check.fix:
-                lines.append(f"      {'':{width}}  fix: {check.fix}")
+                first = told.setdefault(check.fix, check.name)
+                again = check.fix if first == check.name else f"as for {first}"
+                lines.append(f"      {'':{width}}  fix: {again}")
         failed = [check.name for check in self.missing]
         lines.append("")
         lines.append(f"nsbox {'works' if self.ok else 'does not work'} here"
                      + (f"; missing: {', '.join(failed)}" if failed else ""))  # fmt: skip
         return "\n".join(lines)
-
-
-# -- facts ------------------------------------------------------------------------------------
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return None
-
-
-def _status() -> dict[str, str]:
-    lines = (_read("/proc/self/status") or "").splitlines()
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def _mount_points() -> list[str]:
-    lines = (_read("/proc/self/mountinfo") or "").splitlines()
-    return [line.split(" ")[4] for line in lines]
-
-
-def _user_name() -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
-
-
-def _container() -> str:
-    if os.path.exists("/run/.containerenv"):
-        return "podman"
-    return "docker" if os.path.exists("/.dockerenv") else ""
-
-
-def facts() -> Facts:
-    """What tells the causes of refusals apart."""
-    status, points = _status(), _mount_points()
-    sysctl = "/proc/sys/kernel"
-    return Facts(
-        euid=os.geteuid(),
-        user=_user_name(),
-        seccomp=int(status.get("Seccomp", "0")),
-        no_new_privs=status.get("NoNewPrivs") == "1",
-        container=_container(),
-        chrooted=bool(points) and "/" not in points,
-        covered=tuple(dict.fromkeys(p for p in points if p.startswith("/proc/"))),
-        userns_clone=_read(f"{sysctl}/unprivileged_userns_clone"),
-        apparmor_userns=_read(f"{sysctl}/apparmor_restrict_unprivileged_userns"),
-        initial_userns=(_read("/proc/self/uid_map") or "").split() == ["0", "0", "4294967295"],
-        memfd_noexec=_read("/proc/sys/vm/memfd_noexec"),
-        max_namespaces={kind: value for kind in ("user", *_KINDS, "time")
-                        if (value := _read(f"/proc/sys/user/max_{kind}_namespaces"))},
-    )  # fmt: skip
 
 
 # -- checks in this process -------------------------------------------------------------------
@@ -224,7 +182,7 @@ def _registry() -> Found:
     try:
         return Found(os.access(registry.directory(), os.W_OK), detail=registry.directory())
     except Unavailable as e:
-        return Found(False, detail=e.needs)
+        return Found(False, detail=e.needs, fix=e.hint)
     except OSError as e:
         return Found(False, f"mkdir {e.filename}", e.errno or 0)
 
@@ -255,6 +213,21 @@ def _executable(directory: str) -> Found:
     return Found(not noexec, detail="mounted noexec" if noexec else "")
 
 
+def _failed(error: Exception) -> Found:
+    """What a part of nsbox itself said."""
+    fix = getattr(error, "hint", "")
+    if isinstance(error, SetupError):
+        return Found(False, error.call, error.errno or 0,
+                     f"step {error.step} ({error.name} {error.detail})",
+                     step=f"{error.name} {error.detail}", fix=fix)  # fmt: skip
+    if isinstance(error, Unavailable):
+        return Found(False, detail=f"{error.feature}: {error.needs}", fix=fix)
+    if isinstance(error, OSError) and not isinstance(error, NsboxError):
+        return Found(False, str(error.filename or ""), error.errno or 0)
+    return Found(False, "import" if isinstance(error, ImportError) else "", detail=str(error),
+                 fix=fix)  # fmt: skip
+
+
 def _user_mode_network() -> Found:
     """Of an ordinary user: a router is made, and a way out of it. Root has no need of it."""
     try:
@@ -262,7 +235,7 @@ def _user_mode_network() -> Found:
 
         program = egress.installed()
         if program is None:
-            return Found(False, detail="neither pasta nor slirp4netns is installed")
+            return Found(False, detail="neither pasta nor slirp4netns is installed", fix=egress.FIX)
         said = subprocess.run([program, "--version"], stdin=subprocess.DEVNULL,
                               capture_output=True, text=True, check=False)  # fmt: skip
         place = router.place()
@@ -271,29 +244,23 @@ def _user_mode_network() -> Found:
         finally:
             place.release()
     except (NsboxError, OSError, ImportError) as e:
-        return Found(False, detail=str(e))
+        return _failed(e)
     return Found(True, detail=said.stdout.splitlines()[0] if said.stdout else program)
 
 
-def _run(profile: str) -> tuple[Found, str]:
-    """The launcher and everything else at once, and the hint of the error."""
+def _run(profile: str) -> Found:
+    """The launcher and everything else at once."""
     try:
         from nsbox.command import run
 
         done = run(["true"], profile=profile, timeout=10)
-    except SetupError as e:
-        return Found(False, e.call, e.errno or 0, f"step {e.step} ({e.name} {e.detail})"), e.hint
-    except (Unavailable, NsboxError) as e:
-        return Found(False, detail=str(e)), getattr(e, "hint", "")
-    except OSError as e:
-        return Found(False, str(e.filename or ""), e.errno or 0), ""
-    except ImportError as e:
-        return Found(False, "import", detail=str(e)), ""
+    except (NsboxError, OSError, ImportError) as e:
+        return _failed(e)
     without = [name for name, how in done.applied.items() if how.startswith("missing")]
     text = f"{done.usage.wall * 1000:.1f} ms" + (
         f"; without {', '.join(without)}" if without else ""
     )
-    return Found(done.returncode == 0, detail=text), ""
+    return Found(done.returncode == 0, detail=text)
 
 
 # -- checks in processes of their own ---------------------------------------------------------
@@ -326,12 +293,12 @@ class Prober:
         return {name: answers.get(name, (why, 0.0)) for name, _ in wanted}
 
 
-def _id_ranges() -> tuple[dict[str, Any], Found, str]:
-    """Arguments for the prober's check; or why it cannot succeed, and the fix."""
+def _id_ranges() -> tuple[dict[str, Any], Found]:
+    """Arguments for the prober's check; or none, and why it cannot succeed."""
     try:
         from nsbox import probe
     except ImportError as e:
-        return {}, Found(False, detail=f"could not be tried: {e}"), ""
+        return {}, Found(False, detail=f"could not be tried: {e}")
 
     ranges: dict[str, Any] = {}
     missing, absent = [], []
@@ -347,20 +314,15 @@ def _id_ranges() -> tuple[dict[str, Any], Found, str]:
         ranges[f"new{kind}map"], ranges[f"sub{kind}"] = program, found[0] if found else 0
     if missing:
         why = f"{' and '.join(missing)} not installed"
-        return {}, Found(False, detail=why), "apt-get install uidmap, or dnf install shadow-utils"
+        return {}, Found(False, detail=why, fix=idmap.INSTALL)
     if absent:
-        user = _user_name()
+        user = facts.user_name()
         why = f"no range of 65536 ids for {user} in {', '.join(absent)}"
-        fix = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
-        return {}, Found(False, detail=why), fix
-    if os.geteuid() and _status().get("NoNewPrivs") == "1":
-        why = "no_new_privs is set: newuidmap has no privilege"
-        fix = (
-            "start without it: NoNewPrivileges=no of a systemd service, no "
-            "--security-opt no-new-privileges of docker"
-        )
-        return {}, Found(False, detail=why), fix
-    return ranges, Found(True), ""
+        return {}, Found(False, detail=why, fix=idmap.add_ranges(user))
+    if os.geteuid() and facts.status().get("NoNewPrivs") == "1":
+        why, fix = remedies.NO_NEW_PRIVS
+        return {}, Found(False, detail=why, fix=fix)
+    return ranges, Found(True)
 
 
 def _network_rules() -> str:
@@ -381,9 +343,6 @@ _FIXES = {
     "extension": "make dev, or pip install --force-reinstall nsbox",
     "open files": "raise the hard limit: ulimit -Hn, LimitNOFILE= of systemd",
     "device nodes": "bind the host's /dev/NAME here, or mknod as root",
-    "user-mode network": "apt-get install passt, or slirp4netns",
-    "tun device": "modprobe tun; chmod 666 /dev/net/tun; docker run --device /dev/net/tun",
-    "kvm device": "modprobe kvm_intel or kvm_amd, and be in the group kvm",
     "executable /tmp": "mount -o remount,exec /tmp",
     "executable /dev/shm": "mount -o remount,exec /dev/shm",
 }
@@ -393,18 +352,18 @@ class Doctor:
     """Collects checks; each fills in its cause and its fix."""
 
     def __init__(self) -> None:
-        self.facts = facts()
+        self.facts = facts.look()
         self.prober = Prober()
         self.checks: dict[str, Check] = {}
 
-    def note(self, name: str, found: Found, seconds: float = 0.0, fix: str = "") -> None:
+    def note(self, name: str, found: Found, seconds: float = 0.0) -> None:
         detail, mended = found.detail, Remedy()
         if not found.ok:
             mended = remedies.remedy(name, found, self.facts)
             detail = remedies.reason(found, mended.cause)
             if found.detail and found.err:
                 detail += f" [{found.detail}]"
-        known = mended.fix or fix or _FIXES.get(name, "")
+        known = mended.fix or found.fix or _FIXES.get(name, "")
         self.checks[name] = Check(name, found.ok, detail, "" if found.ok else known,
                                   NEEDED_FOR[name], round(seconds, 4))  # fmt: skip
 
@@ -427,9 +386,7 @@ class Doctor:
         }
         for name, check in quick.items():
             with self._timed() as seconds:
-                found = check()
-                hint = f"rm -r {found.detail.split()[0]}" if name == "registry" else ""
-                self.note(name, found, seconds(), hint)
+                self.note(name, check(), seconds())
 
     def kernel(self) -> None:
         """What the kernel is asked for, by the prober."""
@@ -440,12 +397,12 @@ class Doctor:
                                     "tun device", "kvm device")
         ]  # fmt: skip
         wanted.append(("memfd", [_init_program()]))
-        wanted += [(f"{kind} namespace", [kind]) for kind in (*_KINDS, "time")]
-        ranges, found, fix = _id_ranges()
+        wanted += [(f"{kind} namespace", [kind]) for kind in (*KINDS, "time")]
+        ranges, found = _id_ranges()
         if ranges:
             wanted.append(("id range", [ranges]))
         else:
-            self.note("id range", found, fix=fix)
+            self.note("id range", found)
         wanted.append(("nft", [_network_rules()]))
         for name, (answer, seconds) in self.prober(wanted).items():
             self.note(name, answer, seconds)
@@ -476,17 +433,30 @@ class Doctor:
         for controller, (found, _) in made.items():
             name = f"{controller} cgroup"
             entered, seconds_ = answers.get(name, (found, 0.0))
-            self.note(name, found if entered.ok else entered, took[controller] + seconds_, DELEGATE)
+            if found.ok and not entered.ok:
+                found = entered._replace(fix=trial.obstacle(controller).fix)
+            self.note(name, found, took[controller] + seconds_)
             if controller in ("memory", "pids"):
-                nowhere = Found(False, detail=f"no cgroup with the {controller} controller"), 0.0
-                self.note(f"{controller} limit", *answers.get(f"{controller} limit", nowhere),
-                          DELEGATE)  # fmt: skip
+                nowhere = Found(False, detail=f"no cgroup with the {controller} controller",
+                                fix=found.fix)  # fmt: skip
+                self.note(f"{controller} limit",
+                          *answers.get(f"{controller} limit", (nowhere, 0.0)))  # fmt: skip
 
     def launcher(self) -> None:
         for profile in ("strict", "standard"):
             with self._timed() as seconds:
-                found, hint = _run(profile)
-                self.note(f"run {profile}", found, seconds(), hint)
+                self.note(f"run {profile}", _run(profile), seconds())
+
+    def report(self) -> Report:
+        """What failed and is not missed by ``run()`` is for something else."""
+        works = self.checks[_TRIAL].ok
+        checks = []
+        for name, needed in NEEDED_FOR.items():
+            check = self.checks[name]
+            if works and not check.ok and needed == "run()":
+                check = replace(check, needed_for=_ELSEWHERE.get(name, "other options of run()"))
+            checks.append(check)
+        return Report(tuple(checks))
 
 
 def doctor() -> Report:
@@ -501,4 +471,4 @@ def doctor() -> Report:
     physician.kernel()
     physician.cgroups()
     physician.launcher()
-    return Report(tuple(physician.checks[name] for name in NEEDED_FOR))
+    return physician.report()

@@ -46,7 +46,7 @@ _PATIENCE6_S = 0.5
 _POLL_S = 0.002
 _MOST_SAID, _MOST_LINES = 4096, 3
 _IFADDR_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
-_FIX = "apt-get install passt, or slirp4netns"
+FIX = "apt-get install passt, or slirp4netns"
 
 
 class Subnets(NamedTuple):
@@ -110,7 +110,7 @@ class Egress:
         if program is None:
             raise Unavailable("nat", "an ordinary user's networks reach others by pasta or "
                               "slirp4netns; neither is installed",
-                              alternatives=("nat=False",), hint=_FIX)  # fmt: skip
+                              alternatives=("nat=False",), hint=FIX)  # fmt: skip
         self.name = os.path.basename(program)
         with ExitStack() as undo:
             claim = free_subnet(where=where)

@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsbox import cgroupfs
+from nsbox.cgroup_places import V1_NAMES, Hierarchy, Places
 from nsbox.errors import Unavailable
 from nsbox.host import CONTROLLERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-DELEGATE = "systemd-run --user --scope -p Delegate=yes COMMAND"
 #: Controllers of every parent on v2; the others are enabled when a limit needs them.
 _BASIC = ("memory", "pids", "cpu")
-#: v1: names of v2 -> of v1 where they differ.
-_V1_NAMES = {"io": "blkio"}
 #: v1: hierarchies that no limit is in.
 V1_HELPERS = ("cpuacct", "freezer")
 
@@ -52,9 +50,10 @@ class Parents:
 
 
 @dataclass(frozen=True)
-class _Hierarchy:
+class _Mount:
     point: str
     root: str
+    read_only: str = ""
 
     def directory(self, path: str) -> str:
         """The directory of a cgroup that /proc/PID/cgroup names; "" if it is not in this mount."""
@@ -64,17 +63,19 @@ class _Hierarchy:
         return os.path.normpath(f"{self.point}/{path[len(root) :]}")
 
 
-def mounted() -> dict[str, _Hierarchy]:
+def mounted() -> dict[str, _Mount]:
     """Controller ("" for v2) -> where its hierarchy is mounted; proc_pid_mountinfo(5)."""
-    found: dict[str, _Hierarchy] = {}
+    found: dict[str, _Mount] = {}
     wanted = {*_BASIC, "cpuset", "blkio", *V1_HELPERS}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         fstype, _, options = after.split(" ", 2)
         if fstype not in ("cgroup", "cgroup2"):
             continue
-        root, point = before.split(" ")[3:5]
-        place = _Hierarchy(point, root)
+        root, point, flags = before.split(" ")[3:6]
+        whole = "ro" in options.rpartition(" ")[2].split(",")
+        read_only = "file system" if whole else "mount" if "ro" in flags.split(",") else ""
+        place = _Mount(point, root, read_only)
         if fstype == "cgroup2":
             found.setdefault("", place)
         else:
@@ -101,7 +102,7 @@ def _find_v1() -> Parents:
     mounts, own = mounted(), paths_of()
     found = []
     for controller in (*CONTROLLERS, *V1_HELPERS):
-        name = _V1_NAMES.get(controller, controller)
+        name = V1_NAMES.get(controller, controller)
         if name in mounts and name in own:
             directory = mounts[name].directory(own[name])
             if _usable(directory):
@@ -139,7 +140,7 @@ def find(path: str) -> tuple[int, dict[str, str]]:
     """An existing cgroup, of a directory or of a name as in /proc/PID/cgroup: version, and
     controller -> directory."""
     mounts = mounted()
-    names = {v1: v2 for v2, v1 in _V1_NAMES.items()}
+    names = {v1: v2 for v2, v1 in V1_NAMES.items()}
     exact = os.path.realpath(path)
     inside = {key: place for key, place in mounts.items()
               if exact == place.point or exact.startswith(place.point + "/")}  # fmt: skip
@@ -220,17 +221,41 @@ def own_v2() -> str:
     return place.directory(paths_of().get("", "/")) if place is not None else ""
 
 
+def container() -> str:
+    """What runs the caller: "docker", "podman", or ""."""
+    if os.path.exists("/run/.containerenv"):
+        return "podman"
+    return "docker" if os.path.exists("/.dockerenv") else ""
+
+
+def places() -> Places:
+    """The hierarchies as they are for the caller: what says why one cannot be used."""
+    try:
+        mounts = mounted()
+        lines = [line.split(":", 2) for line in cgroupfs.read("/proc/self/cgroup").splitlines()]
+    except OSError:
+        mounts, lines = {}, []
+    found = tuple(_hierarchy(names, path, mounts.get(names.partition(",")[0]))
+                  for _, names, path in lines if "=" not in names)  # fmt: skip
+    return Places(os.geteuid(), container(), os.path.isdir("/run/systemd/system"), found)
+
+
+def _hierarchy(names: str, path: str, mount: _Mount | None) -> Hierarchy:
+    if mount is None:
+        return Hierarchy(names)
+    directory = mount.directory(path)
+    if not os.path.isdir(directory):
+        return Hierarchy(names, mount.point)
+    writable = _usable(directory) and os.access(f"{directory}/cgroup.procs", os.W_OK)
+    given = () if names else tuple(available(directory))
+    return Hierarchy(names, mount.point, directory, mount.read_only, writable, given)
+
+
 def no_cgroup() -> Unavailable:
     """Why ``find_parents`` found nothing, and what to do about it."""
-    own = own_v2()
-    if not own or not os.path.exists(own):
-        return Unavailable("cgroup", "no cgroup file system is mounted here")
-    if _usable(own) and available(own):
-        return Unavailable("cgroup", f"{own} has processes, and so no controllers for children",
-                           err=errno.EBUSY, hint="call nsbox.delegate() first")  # fmt: skip
-    code = errno.EACCES if not _usable(own) else errno.EOPNOTSUPP
-    return Unavailable("cgroup", f"cannot create a cgroup with limits under {own}: "
-                       f"{errno.errorcode[code]}", err=code, hint=DELEGATE)  # fmt: skip
+    cause, fix, err = places().obstacle(*_BASIC)
+    return Unavailable("cgroup", f"cannot create a cgroup with limits: {errno.errorcode[err]}: "
+                       f"{cause}", err=err, hint=fix)  # fmt: skip
 
 
 def parents() -> Parents:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nsbox.cgroup_places import Places
 from nsbox.hashing import hashed_once
 
 #: Controllers that limits are enforced with, in the names of cgroup v2.
@@ -28,6 +29,7 @@ class Host:
         controllers: cgroup controllers that it can write limits for.
         cgroup_version: of these: 1, 2, or 0 for none.
         cgroup2: a directory of cgroup v2 can be made; beside v1 it is one without controllers.
+        places: why others cannot be made, and what would mend it; looked up where some cannot.
         attaches_bpf: it may attach a BPF program to a cgroup.
         helpers: newuidmap and newgidmap are installed.
         exec_enters_time: a time namespace that was unshared is entered by execve (Linux 6.3).
@@ -51,6 +53,7 @@ class Host:
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     cgroup2: bool = True
+    places: Places = Places()  # noqa: RUF009  (immutable)
     attaches_bpf: bool = True
     helpers: bool = False
     exec_enters_time: bool = True

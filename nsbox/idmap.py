@@ -18,6 +18,21 @@ _MOST_IDS = (1 << 32) - 1
 
 Line = tuple[int, int, int]
 
+INSTALL = "apt-get install uidmap, or dnf install shadow-utils"
+
+
+def add_ranges(user: str | int) -> str:
+    """The command that gives a user ids of its own."""
+    return f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}"
+
+
+def more_ids(host: Host) -> str:
+    """What an ordinary user lacks to map more ids than one; "" for nothing."""
+    if host.subids:
+        return ""
+    ranges = add_ranges(host.euid)
+    return ranges if host.helpers else f"{INSTALL}; and {ranges}"
+
 
 def _lines(value: Any, where: str) -> tuple[Line, ...]:
     try:
@@ -60,6 +75,5 @@ def check_maps(uid_map: Any, gid_map: Any, host: Host) -> IdMap | None:
         return IdMap(uids, gids, "launcher", "uid_map")
     if not host.helpers:
         raise Unavailable("uid_map", "only root, or newuidmap, maps other ids than the own",
-                          hint="apt-get install uidmap, and ranges in /etc/subuid and "
-                               "/etc/subgid")  # fmt: skip
+                          hint=more_ids(host))  # fmt: skip
     return IdMap(uids, gids, "newuidmap", "uid_map")

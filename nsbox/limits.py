@@ -12,6 +12,7 @@ from nsbox.steps import SetLimit
 
 if TYPE_CHECKING:
     from nsbox.build import Build
+    from nsbox.cgroup_places import Obstacle
     from nsbox.host import Host
     from nsbox.spec import Limits
 
@@ -47,10 +48,6 @@ RESTORABLE = (
     "memory.max", "memory.swap.max", "memory.high", "pids.max", "cpu.max", "cpu.weight",
     "cpuset.cpus",
 )  # fmt: skip
-
-_DELEGATE = (
-    "run as root, or with a delegated cgroup: systemd-run --user --scope -p Delegate=yes COMMAND"
-)
 
 
 class Setting(NamedTuple):
@@ -113,20 +110,22 @@ def why_not(limit: str, host: Host) -> tuple[str, str]:
     """Why this host cannot enforce a limit, and what would mend it; ("", "") if it can."""
     controller = CONTROLLER_OF[limit]
     if controller == "bpf":
-        if not (host.cgroup2 and host.cgroup_version):
-            return "no cgroup v2 directory can be made here to attach a program to", _DELEGATE
         if not host.attaches_bpf:
             return ("attaching a BPF program to a cgroup takes CAP_BPF and CAP_NET_ADMIN in the "
                     "initial user namespace"), "run as root"  # fmt: skip
+        if not (host.cgroup2 and host.cgroup_version):
+            return _in_the_way("no cgroup v2 directory can be made here to attach a program to",
+                               host.places.obstacle("unified"))  # fmt: skip
     elif controller not in host.controllers:
-        return (
-            f"no cgroup here in which the {controller} controller can be used",
-            _DELEGATE + (" (systemd: also -p AllowedCPUs=, -p IOAccounting=yes)"
-                         if controller in ("cpuset", "io") else ""),
-        )  # fmt: skip
+        return _in_the_way(f"no cgroup here in which the {controller} controller can be used",
+                           host.places.obstacle(controller))  # fmt: skip
     elif limit == "memory_high" and host.cgroup_version == 1:
         return "memory.high is of cgroup v2: v1 has nothing that does the same", ""
     return "", ""
+
+
+def _in_the_way(what: str, obstacle: Obstacle) -> tuple[str, str]:
+    return f"{what}: {obstacle.cause}" if obstacle.cause else what, obstacle.fix
 
 
 def not_from_the_start(limit: str) -> str:

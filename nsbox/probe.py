@@ -13,9 +13,10 @@ import struct
 from pathlib import Path
 
 from nsbox import _core, hierarchy
+from nsbox.cgroup_places import Places
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
-from nsbox.host import Host
+from nsbox.host import CONTROLLERS, Host
 from nsbox.keywords import DEVICES
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS
 from nsbox.seccomp import Ret
@@ -190,6 +191,10 @@ def host_of(view: bytes) -> Host:
     return host()
 
 
+def _is_complete(where: hierarchy.Parents) -> bool:
+    return bool(where.of("unified")) and set(CONTROLLERS) <= set(where.controllers)
+
+
 @functools.lru_cache(maxsize=4)
 def _host(identity: tuple[object, ...]) -> Host:
     euid, egid = os.geteuid(), os.getegid()
@@ -211,6 +216,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         cgroup2=bool(where.of("unified")),
+        places=Places() if _is_complete(where) else hierarchy.places(),
         attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
         net_sysctls=os.access("/proc/sys/net/ipv4/ping_group_range", os.W_OK),

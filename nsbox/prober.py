@@ -466,7 +466,7 @@ def report(work: Callable[[], str]) -> NoReturn:
             "ok": False,
             "call": str(e.filename or ""),
             "errno": e.errno or 0,
-            "detail": str(e),
+            "detail": "" if e.errno else str(e),
         }
     except BaseException as e:
         answer = {"ok": False, "call": "", "errno": 0, "detail": f"{type(e).__name__}: {e}"}

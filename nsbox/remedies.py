@@ -8,9 +8,12 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nsbox.idmap import add_ranges
+
 SIGSYS = 31
 APPARMOR_FILE = "/etc/apparmor.d/nsbox"
-DELEGATE = "run as root, or: systemd-run --user --scope -p Delegate=yes COMMAND"
+#: Mount points that the kernel itself keeps empty: what is on them hides nothing.
+_EMPTY = ("/proc/sys/fs/binfmt_misc", "/proc/fs/nfsd", "/proc/openprom")
 _DOCKER_SECCOMP = "docker run --security-opt seccomp=unconfined (or a profile that allows "
 
 
@@ -23,6 +26,7 @@ class Facts:
         container: what runs the caller: ``"docker"``, ``"podman"``, or ``""``.
         covered: mounts that hide parts of /proc.
         max_namespaces: kind -> ``user.max_KIND_namespaces``.
+        ranges: "uid" and "gid" -> the ids that the caller has in /etc/subuid and /etc/subgid.
         initial_userns: its ids are the host's.
         chrooted: / is no mount point, as after chroot(2).
     """
@@ -39,16 +43,22 @@ class Facts:
     apparmor_userns: str | None = None
     memfd_noexec: str | None = None
     max_namespaces: dict[str, str] = field(default_factory=dict)
+    ranges: dict[str, str] = field(default_factory=dict)
 
 
 class Found(NamedTuple):
-    """What a check came to."""
+    """What a check came to.
+
+    *step* is what a sandbox's set-up was at, *fix* is of who found it and knows better.
+    """
 
     ok: bool
     call: str = ""
     err: int = 0
     detail: str = ""
     signal: int = 0
+    step: str = ""
+    fix: str = ""
 
 
 class Remedy(NamedTuple):
@@ -56,6 +66,17 @@ class Remedy(NamedTuple):
 
     cause: str = ""
     fix: str = ""
+
+    def hint(self) -> str:
+        """Both in one line."""
+        return f"{self.cause}. Fix: {self.fix}" if self.cause and self.fix else self.cause
+
+
+NO_NEW_PRIVS = Remedy(
+    "no_new_privs is set: newuidmap has no privilege",
+    "start without it: NoNewPrivileges=no of a systemd service, no "
+    "--security-opt no-new-privileges of docker",
+)
 
 
 def reason(found: Found, cause: str = "") -> str:
@@ -86,6 +107,8 @@ def remedy(name: str, found: Found, facts: Facts) -> Remedy:
     """The most likely cause, by what was refused and how."""
     if found.signal == SIGSYS:
         return _seccomp(found, facts)
+    if found.call.startswith("/dev/"):
+        return _device(found, facts)
     if found.call == "nf_tables" and found.err == errno.ENOENT:
         return Remedy("this kernel does not have all of nf_tables that networks need",
                       "modprobe -a nft_chain_nat nft_masq nft_ct nft_fib_inet")  # fmt: skip
@@ -115,12 +138,12 @@ def _seccomp(found: Found, facts: Facts) -> Remedy:
 
 
 def _no_space(name: str, found: Found, facts: Facts) -> Remedy:
-    kind = name.partition(" ")[0]
-    limits = facts.max_namespaces
-    if limits.get(kind) != "0" and limits.get("user") == "0":
-        kind = "user"
-    if kind not in limits:
-        kind = "user"
+    kind, limits = name.partition(" ")[0], facts.max_namespaces
+    of_kind = limits.get(kind) == "0"
+    if not of_kind and "0" in limits.values():
+        none = [one for one, value in limits.items() if value == "0"]
+        kind = none[0] if kind not in limits or "user" in none else kind
+    kind = kind if kind in limits else "user"
     limit, sysctl = limits.get(kind, "?"), f"user.max_{kind}_namespaces"
     if limit == "0":
         return Remedy(f"{sysctl}=0", f"sysctl -w {sysctl}=15000")
@@ -136,8 +159,10 @@ def _again(name: str, found: Found, facts: Facts) -> Remedy:
 def _refused(name: str, found: Found, facts: Facts) -> Remedy:
     if "memfd" in found.call and facts.memfd_noexec == "2":
         return Remedy("vm.memfd_noexec=2", "sysctl -w vm.memfd_noexec=1")
-    if found.call == "mount proc" and facts.covered:
+    if mounts_proc(found) and hiding(facts):
         return _covered(facts)
+    if found.call in ("newuidmap", "newgidmap"):
+        return _not_mapped(found, facts)
     if name == "id range" and not facts.initial_userns:
         return Remedy("this user namespace has fewer ids to give",
                       "start it with a larger id map, or run as its only user")  # fmt: skip
@@ -156,14 +181,53 @@ def _refused(name: str, found: Found, facts: Facts) -> Remedy:
     return Remedy()
 
 
+def mounts_proc(found: Found) -> bool:
+    """Whether a procfs was refused: to a check, or to a step."""
+    of_step = found.call == "fsmount" and found.step.startswith(("mount proc ", "procfs"))
+    return found.call == "mount proc" or of_step
+
+
+def hiding(facts: Facts) -> tuple[str, ...]:
+    """The mounts over parts of /proc that the kernel minds."""
+    return tuple(path for path in facts.covered if path not in _EMPTY)
+
+
 def _covered(facts: Facts) -> Remedy:
-    hidden = ", ".join(facts.covered[:3]) + (", …" if len(facts.covered) > 3 else "")
+    mounts = hiding(facts)
+    cause = (f"mounts hide parts of /proc ({', '.join(mounts[:3])}{', …' * (len(mounts) > 3)}), "
+             "and the kernel then lets no user namespace mount another")  # fmt: skip
+    outside = "docker run --security-opt systempaths=unconfined"
+    if facts.container == "podman":
+        outside = "podman run --security-opt unmask=ALL"
+    umount = f"as root: umount {' '.join(mounts)}"
+    if facts.container:
+        return Remedy(cause, f"{outside}, or procMount: Unmasked of Kubernetes; or {umount}")
+    return Remedy(cause, f"{umount}; or in a container, what started that: {outside}")
+
+
+def _not_mapped(found: Found, facts: Facts) -> Remedy:
+    if facts.no_new_privs:
+        return NO_NEW_PRIVS
+    kind = found.call[3:6]
+    given = facts.ranges.get(kind)
+    if not given:
+        return Remedy(f"{facts.user} has no range of ids in /etc/sub{kind}", add_ranges(facts.user))
+    return Remedy(f"it maps only the own id and what /etc/sub{kind} gives {facts.user}: {given}",
+                  f"take ids of that range, or usermod --add-sub{kind}s FIRST-LAST "
+                  f"{facts.user}; and {found.call} must be set-user-ID root")  # fmt: skip
+
+
+def _device(found: Found, facts: Facts) -> Remedy:
     tool = facts.container or "docker"
-    option = "--security-opt unmask=ALL" if tool == "podman" else \
-        "--security-opt systempaths=unconfined"  # fmt: skip
-    return Remedy(f"mounts hide parts of /proc ({hidden}), and the kernel then lets no user "
-                  "namespace mount another",
-                  f"{tool} run {option}, or unmount them; or proc=\"none\"")  # fmt: skip
+    passed = f"{tool} run --device {found.call}"
+    if found.err == errno.EACCES:
+        group = f"usermod -aG kvm {facts.user}, and log in anew; or " * (found.call == "/dev/kvm")
+        return Remedy("it is not open to this user", f"{group}as root: chmod 666 {found.call}")
+    if found.err == errno.EPERM:
+        return Remedy("the device cgroup around this does not allow it",
+                      f"{passed}, or DeviceAllow={found.call} of a systemd service")  # fmt: skip
+    module = {"/dev/kvm": "modprobe kvm_intel or kvm_amd", "/dev/net/tun": "modprobe tun"}
+    return Remedy("", f"{module.get(found.call, 'load its driver')}; of a container: {passed}")
 
 
 def _no_call(name: str, found: Found, facts: Facts) -> Remedy:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nsbox.host import Host
     from nsbox.identity import Identity
     from nsbox.plan import Plan
+    from nsbox.spec import Rootfs
     from nsbox.streams import Stdio
 
 _STDIO = tuple(Slot("stdio", n) for n in range(3))
@@ -168,6 +170,25 @@ def _owner(network: Any) -> int:
     return int(network.router.user.fileno())
 
 
+def _check_root(root: Rootfs, error: OSError) -> None:
+    """One that is not there is the caller's mistake, whichever call found it out.
+
+    Raises:
+        SpecError: there is no such directory.
+    """
+    if isinstance(error, FileNotFoundError) and not isinstance(error, SetupError):
+        raise SpecError("root", f"{error.filename or root.path} does not exist") from error
+    if root.kind != "dir" or getattr(error, "field", "") != "root":
+        return
+    try:
+        if not stat.S_ISDIR(os.stat(root.path).st_mode):
+            raise SpecError("root", f"{root.path} is not a directory") from error
+    except (FileNotFoundError, NotADirectoryError):
+        raise SpecError("root", f"{root.path} does not exist") from error
+    except OSError:
+        pass  # there, as far as one can tell
+
+
 def launch(
     spec: Spec,
     stdio: Stdio,
@@ -250,10 +271,9 @@ def _launch(
         process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
         process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
         return process
-    except FileNotFoundError as e:
-        if isinstance(e, SetupError):
-            raise
-        raise SpecError("root", f"{e.filename or spec.root.path} does not exist") from e
+    except OSError as e:
+        _check_root(spec.root, e)
+        raise
     finally:
         if template >= 0:
             os.close(template)

@@ -7,11 +7,13 @@ should it die, and ``close()`` removes them in any case.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 from nsbox import cgroupfs, hierarchy, registry, sandboxes
+from nsbox.cgroup_places import V1_NAMES, Obstacle
 from nsbox.remedies import Found
 
 MEMORY = 16 << 20
@@ -25,7 +27,7 @@ _WRITES: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     "freezer": (("cgroup.freeze", "freezer.state", "1", "FROZEN"),),
 }
 CONTROLLERS = tuple(_WRITES)
-_V1_NAMES = {"io": "blkio"}
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def _block_device() -> str:
@@ -51,6 +53,7 @@ class Trial:
         self._restore: list[tuple[str, str]] = []
         self._device = _block_device()
         self._parents = hierarchy.find_parents()
+        self._places = hierarchy.places()
         self._own = sandboxes.own_cgroups("self")
 
     def __enter__(self) -> Trial:
@@ -65,21 +68,24 @@ class Trial:
         os.unlink(self._entry.path)
         self._entry.close()
 
+    def obstacle(self, controller: str) -> Obstacle:
+        """Why this caller can make no cgroup with it. One command is the fix for as many
+        controllers as have the same in their way."""
+        own = self._places.obstacle(controller)
+        like = [one for one in CONTROLLERS if self._places.obstacle(one).err == own.err]
+        return own._replace(fix=self._places.obstacle(*like).fix)
+
     def _parent(self, controller: str) -> tuple[int, str]:
-        """(version, directory) in which a cgroup with this controller can be made, or (0, why)."""
-        v1_name = _V1_NAMES.get(controller, controller)
-        if v1_name in self._own:
-            where = self._own[v1_name]
-            if os.access(where, os.W_OK | os.X_OK):
-                return 1, where
-            return 0, f"{where} is not this user's to write"
+        """(version, directory) in which a cgroup with this controller can be made, or (0, "")."""
+        where = self._own.get(V1_NAMES.get(controller, controller), "")
+        if where:
+            return (1, where) if os.access(where, os.W_OK | os.X_OK) else (0, "")
         if self._parents.version == 2:
             return 2, self._parents.directories[0][1]
         where = self._own.get("v2", "")
         if controller == "freezer" and where and os.access(where, os.W_OK):
             return 2, where
-        return 0, (f"no cgroup at or above {where} can be written, or can have limits for its "
-                   "children" if where else "no cgroup file system is mounted")  # fmt: skip
+        return 0, ""
 
     def _enable(self, directory: str, controller: str) -> None:
         control = f"{directory}/cgroup.subtree_control"
@@ -106,7 +112,8 @@ class Trial:
         """Whether a limit can be written; and the cgroup that has it, "" where not."""
         version, parent = self._parent(controller)
         if not version:
-            return Found(False, detail=parent), ""
+            obstacle = self.obstacle(controller)
+            return Found(False, detail=obstacle.cause, fix=obstacle.fix), ""
         if controller == "io" and not self._device:
             return Found(False, detail="there is no block device to try it with"), ""
         where = file = ""
@@ -128,7 +135,8 @@ class Trial:
             if controller == "freezer":
                 Path(where).write_text("0" if version == 2 else "THAWED")
         except OSError as e:
-            return Found(False, f"write {where}", e.errno or 0), ""
+            fix = self.obstacle(controller).fix if e.errno in _NOT_ALLOWED else ""
+            return Found(False, f"write {where}", e.errno or 0, fix=fix), ""
         return Found(True, detail=f"v{version} {file} in {parent}"), directory
 
     @staticmethod

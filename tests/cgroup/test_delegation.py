@@ -66,6 +66,13 @@ for attempt in (nsbox.delegate, nsbox.Cgroup.create, run):
 """
 
 
+def gives_a_place(hint: str) -> bool:
+    """Whether it is for this host: only systemd delegates, and of cgroup v2 alone."""
+    v1 = {"memory", "pids", "cpu"} & hierarchy.paths_of().keys()
+    delegates = os.path.isdir("/run/systemd/system") and not v1
+    return ("Delegate=yes" if delegates else "echo PID >") in hint
+
+
 @contextmanager
 def handed_over(parents: list[Path], uid: int) -> Iterator[list[str]]:
     """A directory in each, which belongs to *uid* as far as delegation goes, and no further."""
@@ -160,8 +167,71 @@ def test_where_nothing_was_delegated_the_fix_is_named(tmp_path: Path) -> None:
     assert len(found) == 3
     for feature, text, hint in found:
         assert feature in ("cgroup", "limits.pids")
-        assert "Delegate=yes" in str(hint)
-        assert "Fix: " in str(text)
+        assert str(hint) in str(text)
+        assert gives_a_place(str(hint))
+
+
+ATTEMPT = """
+import sys, nsbox
+from nsbox import Limits
+
+def pause():
+    with nsbox.Container(["sleep", "60"], limits=Limits(pids=9), best_effort=True) as box:
+        box.pause()
+
+attempt = {"create": lambda: nsbox.Cgroup.create(limits=Limits(memory="64MiB", pids=9)).close(),
+           "limit": lambda: nsbox.run(["true"], limits=Limits(cpuset="0"), check=True),
+           "pause": pause}[sys.argv[1]]
+try:
+    attempt()
+    print("works")
+except nsbox.Unavailable as e:
+    print(e.hint)
+"""
+#: A user's shell, whose cgroup can be changed between its two programs.
+TWICE = 'cd "$4"; "$1" -c "$2" "$3"; read -r go; exec "$1" -c "$2" "$3"'
+
+
+@pytest.mark.root
+@pytest.mark.cgroup1
+@pytest.mark.parametrize("what", ["create", "limit", "pause"])
+def test_the_fix_that_a_user_of_v1_is_told_is_one(tmp_path: Path, what: str) -> None:
+    user = 60000 + os.getpid() % 5000
+    (tmp_path / "home").mkdir(mode=0o700)
+    os.chown(tmp_path / "home", user, user)
+    for parent in tmp_path.parents[:2]:
+        parent.chmod(0o755)
+    tmp_path.chmod(0o755)
+    places = {place.point for place in hierarchy.mounted().values()}
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", TWICE, "sh", sys.executable, ATTEMPT, what, str(kit.TESTS.parent)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, user=user, group=user,
+        extra_groups=[], env={"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path / "home"),
+                              "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    with shell:
+        try:
+            assert shell.stdout is not None
+            hint = shell.stdout.readline()
+            command = hint.partition("PID being your shell: ")[2].partition("; or boot")[0]
+            assert command, hint
+            subprocess.run(["/bin/sh", "-ec", command.replace("PID", str(shell.pid))], check=True)
+            assert shell.communicate("\n", timeout=scaled(30))[0] == "works\n"
+        finally:
+            shell.kill()
+            shell.wait()
+            for place in places:
+                for directory in Path(place).glob(f"**/user-{user}"):
+                    poll_until(lambda d=directory: _removed(d), 5, what=str(directory))
+
+
+@pytest.mark.user
+@pytest.mark.skipif(not support.probe_cgroup(), reason="there are cgroups here")
+def test_pausing_without_a_cgroup_does_not_send_one_for_a_limit_that_cannot_be_had() -> None:
+    with nsbox.Container(["sleep", "60"]) as box, pytest.raises(nsbox.Unavailable) as caught:
+        box.pause()
+    assert "give it a limit" not in caught.value.hint
+    assert gives_a_place(caught.value.hint)
 
 
 def _entered() -> str:
@@ -178,4 +248,4 @@ def test_a_user_without_any_is_told_so() -> None:
     for attempt in (nsbox.delegate, nsbox.Cgroup.create):
         with pytest.raises(nsbox.Unavailable) as caught:
             attempt()
-        assert "Delegate=yes" in caught.value.hint
+        assert gives_a_place(caught.value.hint)

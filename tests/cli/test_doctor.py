@@ -155,6 +155,7 @@ def test_max_net_namespaces_of_zero_is_of_that_kind_alone() -> None:
     assert "user.max_net_namespaces=0" in report["net namespace"]["detail"]
     assert report["uts namespace"]["ok"]
     assert not report["run strict"]["ok"], "which needs one"
+    assert "user.max_net_namespaces=0" in report["run strict"]["detail"]
     assert report["ok"] is False
 
 
@@ -202,6 +203,124 @@ def test_a_proc_that_is_masked_as_in_docker_is_named_with_the_mounts() -> None:
     assert report["tmpfs mount"]["ok"]
 
 
+MASK = "mount --bind /dev/null /proc/meminfo"
+#: An ordinary user, of a user namespace that is inside of the one where the mounts were made.
+PLAIN = "unshare --user --map-user=1000 --map-group=1000"
+
+
+@pytest.mark.userns
+def test_an_ordinary_user_is_told_of_a_masked_proc_wherever_it_fails(tmp_path: Path) -> None:
+    setup = f"{MASK}; export XDG_RUNTIME_DIR={tmp_path}; exec {PLAIN} /bin/sh -c '{REPORT}'"
+    report = report_in(*INSIDE, setup=setup)
+    assert report["ok"] is False
+    assert report["proc mount"]["needed_for"] == "run()"
+    for name in ("proc mount", "run strict", "run standard", "user-mode network"):
+        assert not report[name]["ok"], name
+        assert "/proc/meminfo" in report[name]["detail"], name
+        assert "systempaths=unconfined" in report[name]["fix"], name
+        assert "install" not in report[name]["fix"], name
+
+
+@pytest.mark.userns
+@pytest.mark.parametrize("words", ["true", "--profile standard true"])
+def test_run_itself_tells_of_a_masked_proc(tmp_path: Path, words: str) -> None:
+    setup = f"{MASK}; export XDG_RUNTIME_DIR={tmp_path}"
+    script = f'{setup}; {PLAIN} "$PYTHON" -m nsbox run {words} 2>&1 || echo $?'
+    said = kit.shell(script, before=INSIDE)
+    assert "/proc/meminfo" in said
+    assert "systempaths=unconfined" in said
+    assert said.endswith("\n125\n")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mask", [MASK, "mount -t tmpfs tmpfs /proc/sys"])
+def test_a_masked_proc_that_run_does_without_is_no_verdict(mask: str) -> None:
+    """Root mounts its own where nothing hides the host's: run() works, and other things do not."""
+    setup = f'{mask}; "$PYTHON" -m nsbox run true'
+    report = report_in("unshare", "--mount", setup=setup)
+    assert report["run strict"]["ok"]
+    assert report["ok"] is True
+    check = report["proc mount"]
+    assert not check["ok"]
+    assert check["needed_for"] != "run()"
+    assert "Rootfs.overlay()" in check["needed_for"]
+    assert "systempaths=unconfined" in check["fix"]
+
+
+@pytest.mark.root
+def test_what_a_masked_proc_is_said_to_be_needed_for_does_not_work() -> None:
+    code = """import nsbox
+try:
+    nsbox.run(["true"], mounts=[nsbox.Mount.tmpfs("/mnt")])
+except nsbox.SetupError as e:
+    print(e.hint)
+"""
+    said = kit.shell(f"{MASK}; exec \"$PYTHON\" -c '{code}'", before=("unshare", "--mount"))
+    assert "systempaths=unconfined" in said
+
+
+def test_the_verdict_is_that_of_the_trial_and_no_mark_says_otherwise() -> None:
+    from nsbox.diagnosis import Check, Report
+
+    trial = Check("run strict", True, "1 ms", needed_for="run()")
+    few = Check("open files", False, "at most 100", needed_for="run()")
+    report = Report((few, trial))
+    assert report.ok
+    assert "FAIL" not in str(report)
+    assert not Report((few, Check("run strict", False, "why", needed_for="run()"))).ok
+
+
+READ_ONLY = """for point in $(sed -n 's/^[^ ]* [^ ]* [^ ]* [^ ]* \\([^ ]*\\) .* - cgroup.*/\\1/p' \\
+    /proc/self/mountinfo); do mount -o remount,bind,ro $point; done"""
+ABSENT = "umount -R /sys/fs/cgroup"
+MEND = """
+import json, subprocess, sys
+def cgroups():
+    code = "import json, nsbox; print(json.dumps(nsbox.doctor().to_json()['checks']))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [c for c in json.loads(said.stdout) if c["needed_for"].startswith("Limits(")]
+before = cgroups()
+for fix in dict.fromkeys(check["fix"] for check in before):
+    subprocess.run(["/bin/sh", "-ec", fix.rpartition("CAP_SYS_ADMIN: ")[2]], check=True)
+print(json.dumps([before, cgroups()]))
+"""
+
+
+@pytest.mark.root
+@pytest.mark.cgroup
+@pytest.mark.parametrize(("setup", "why"), [
+    pytest.param(READ_ONLY, "read-only", id="mounted read-only"),
+    pytest.param(ABSENT, "no cgroup file system is mounted", id="not mounted"),
+])  # fmt: skip
+def test_root_is_told_what_makes_cgroups_writable_and_that_does_it(
+    setup: str, why: str, tmp_path: Path
+) -> None:
+    program = tmp_path / "mend.py"
+    program.write_text(MEND)
+    said = kit.shell(f'{setup}\nexec "$PYTHON" {program}', before=("unshare", "--mount"))
+    before, after = json.loads(said)
+    for check in before:
+        assert not check["ok"]
+        assert why in check["detail"] or check["detail"].startswith("no cgroup with the ")
+        assert "run as root" not in check["fix"]
+    assert {check["name"]: check["detail"] for check in after if not check["ok"]} == {}
+
+
+@pytest.mark.root
+@pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="there is no /dev/kvm")
+def test_a_device_of_others_is_a_matter_of_rights_and_said_once() -> None:
+    user = "setpriv --reuid 65533 --regid 65533 --clear-groups"
+    script = f"{user} {REPORT.removeprefix('exec ')}; rmdir /tmp/nsbox-65533"
+    said = json.loads(kit.shell("export XDG_RUNTIME_DIR=/nonexistent\n" + script))
+    check = next(check for check in said["checks"] if check["name"] == "kvm device")
+    if check["ok"]:
+        pytest.skip("everybody may open it")
+    assert check["detail"].count("/dev/kvm") == 1
+    assert check["detail"].count("ermission denied") == 1
+    assert "modprobe" not in check["fix"]
+    assert "usermod -aG kvm 65533" in check["fix"]
+
+
 @pytest.mark.userns
 def test_few_open_files_are_named() -> None:
     check = report_in(setup="ulimit -n 100")["open files"]
@@ -228,9 +347,11 @@ def test_a_missing_device_node_is_named() -> None:
 @pytest.mark.user
 @pytest.mark.subuid
 def test_no_new_privs_keeps_newuidmap_from_working() -> None:
-    check = report_in("setpriv", "--no-new-privs")["id range"]
-    assert not check["ok"]
-    assert "no_new_privs" in check["detail"]
+    report = report_in("setpriv", "--no-new-privs")
+    for name in ("id range", "run standard"):
+        assert not report[name]["ok"]
+        assert "no_new_privs" in report[name]["detail"]
+        assert "NoNewPrivileges=no" in report[name]["fix"]
     assert report_in()["id range"]["ok"], "and without it, it works"
 
 

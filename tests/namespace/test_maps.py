@@ -140,3 +140,14 @@ def test_a_wrong_line_is_named(uid_map: Any, gid_map: Any, field: str) -> None:
 def test_maps_are_of_user_namespaces() -> None:
     with pytest.raises(nsbox.SpecError):
         nsbox.Namespace.create("net", **OWN)
+
+
+@pytest.mark.user
+@pytest.mark.subuid
+def test_ids_that_are_not_the_callers_are_refused_with_those_that_are() -> None:
+    given = probe.subordinate_range("/etc/subuid", os.geteuid())
+    assert given is not None
+    with pytest.raises(nsbox.SetupError, match="newuidmap") as caught:
+        nsbox.Namespace.create("user", uid_map=[(0, 5, 9)], gid_map=[(0, 5, 9)])
+    assert "/etc/subuid" in caught.value.hint
+    assert f"{given[0]}-{sum(given) - 1}" in caught.value.hint

@@ -417,3 +417,18 @@ def test_who_stops_what_joins_holds_up_only_himself() -> None:
                 pass
             assert time.monotonic() - started < scaled(5)
             assert nsbox.run(["true"], timeout=kit.PATIENCE).ok
+
+
+@pytest.mark.user
+@pytest.mark.subuid
+def test_another_user_than_the_one_that_is_mapped_is_told_what_maps_more() -> None:
+    """Nothing is to be installed here: the sandbox was made with one id."""
+    with nsbox.Container(["sleep", "60"]) as box:
+        with pytest.raises(nsbox.Unavailable) as caught:
+            box.exec(["id"], user=0)
+    assert "install" not in caught.value.hint
+    assert 'profile="standard"' in caught.value.hint
+    assert "user=0" in caught.value.hint
+    for keywords in ({"profile": "standard"}, {"user": 0}):
+        with nsbox.Container(["sleep", "60"], **keywords) as box:
+            assert kit.out(box.exec(["id", "-u"], user=0, capture_output=True, text=True)) == "0"

@@ -441,15 +441,20 @@ def test_a_missing_mount_point_is_an_error_that_says_how_to_mend_it(
 
 @pytest.mark.parametrize("profile", ["strict", "none"])
 def test_a_root_that_is_not_there_is_an_error_that_names_root(tmp_path: Path, profile: str) -> None:
-    with pytest.raises((nsbox.SpecError, nsbox.SetupError), match="nonexistent") as caught:
+    with pytest.raises(nsbox.SpecError, match="nonexistent does not exist") as caught:
         kit.run("true", root=tmp_path / "nonexistent", profile=profile)
     assert caught.value.field == "root"
 
 
 def test_a_root_that_is_a_file_is_an_error(box: Path) -> None:
-    with pytest.raises(nsbox.SetupError) as caught:
+    with pytest.raises(nsbox.SpecError, match="marker is not a directory") as caught:
         kit.run("true", root=box / "etc/marker")
     assert caught.value.field == "root"
+
+
+def test_a_root_that_is_there_and_has_nothing_in_it_is_no_bad_value(tmp_path: Path) -> None:
+    with pytest.raises(nsbox.SetupError):
+        kit.run("true", root=tmp_path)
 
 
 def test_a_root_needs_a_mount_namespace(box: Path) -> None:

@@ -34,10 +34,10 @@ INIT = PACKAGE / "nsbox-init"
 FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names hashing forgotten checks",
-    2: "spec keywords host netspec netallow",
-    3: "steps plan blame profile build limits idmap devices scratch overlay mounts creds seccomp "
-    "confine compile nftmsg nftrule netrules netguard etc wiring drawing",
-    4: "usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
+    2: "spec keywords host netspec netallow cgroup_places",
+    3: "remedies steps plan profile build limits idmap devices scratch overlay mounts creds "
+    "seccomp confine compile nftmsg nftrule netrules netguard etc wiring drawing",
+    4: "facts blame usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls pins "
     "processes thaw debug kept mountapi rtnl later nft shaping changes copying archive oci images "
     "lent shared routes subnets addresses forwarding hostsfile identity "
     "conntrack",
@@ -47,7 +47,7 @@ FLOORS: dict[int, str] = {
     "netlink links proxy egress router lease bridge plugged pings",
     6: "control contents container",
     7: "podspec pod nodes topology",
-    8: "workloads kube executor pool aio prober remedies trials diagnosis doctor cli __main__",
+    8: "workloads kube executor pool aio prober trials diagnosis doctor cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 PURE = [name for name, floor in FLOOR.items() if 1 <= floor <= 3]

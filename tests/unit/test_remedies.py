@@ -93,6 +93,53 @@ UNSHARE = Found(False, "unshare", errno.EPERM)
             "/proc/kcore", "unmask=ALL", id="podman's masked proc",
         ),
         pytest.param(
+            "run strict", Found(False, "fsmount", errno.EPERM, step="mount proc on /proc (nosuid)"),
+            replace(USER, covered=("/proc/kcore",)),
+            "/proc/kcore", "umount /proc/kcore", id="a masked proc, met by a sandbox",
+        ),
+        pytest.param(
+            "run strict", Found(False, "fsmount", errno.EPERM, step="procfs "),
+            replace(USER, covered=("/proc/kcore",), container="docker"),
+            "/proc/kcore", "docker run --security-opt systempaths=unconfined",
+            id="a masked proc, met by one that shows none",
+        ),
+        pytest.param(
+            "run standard", Found(False, "newuidmap", errno.EPERM),
+            replace(USER, no_new_privs=True),
+            "no_new_privs", "NoNewPrivileges=no", id="newuidmap without its privilege",
+        ),
+        pytest.param(
+            "", Found(False, "newgidmap", errno.EPERM), USER,
+            "no range of ids in /etc/subgid", "usermod --add-subuids", id="newgidmap with no range",
+        ),
+        pytest.param(
+            "", Found(False, "newuidmap", errno.EPERM),
+            replace(USER, ranges={"uid": "100000-165535"}),
+            "/etc/subuid gives ann: 100000-165535", "usermod --add-subuids FIRST-LAST ann",
+            id="newuidmap beyond the range",
+        ),
+        pytest.param(
+            "run strict", Found(False, "clone3", errno.ENOSPC),
+            replace(USER, max_namespaces={"user": "9", "net": "0", "uts": "9"}),
+            "user.max_net_namespaces=0", "user.max_net_namespaces", id="whichever kind is at 0",
+        ),
+        pytest.param(
+            "kvm device", Found(False, "/dev/kvm", errno.EACCES), USER,
+            "not open to this user", "usermod -aG kvm ann", id="a device of a group's",
+        ),
+        pytest.param(
+            "kvm device", Found(False, "/dev/kvm", errno.EPERM), replace(USER, container="podman"),
+            "device cgroup", "podman run --device /dev/kvm", id="a device that a cgroup keeps away",
+        ),
+        pytest.param(
+            "kvm device", Found(False, "/dev/kvm", errno.ENOENT), USER,
+            "", "modprobe kvm_intel or kvm_amd", id="a device without a driver",
+        ),
+        pytest.param(
+            "tun device", Found(False, "/dev/net/tun", errno.EACCES), USER,
+            "not open to this user", "chmod 666 /dev/net/tun", id="a device of root's",
+        ),
+        pytest.param(
             "memfd", Found(False, "execve of a memfd", errno.EACCES),
             replace(USER, memfd_noexec="2"),
             "vm.memfd_noexec=2", "sysctl -w vm.memfd_noexec=1", id="memfds that do not execute",
@@ -138,6 +185,17 @@ def test_the_cause_of(name: str, found: Found, facts: Facts, cause: str, fix: st
 def test_a_sysctl_for_ordinary_users_is_not_what_root_is_told(facts: Facts) -> None:
     assert remedy("user namespace", UNSHARE, facts) == ("", "")
     assert remedy("user namespace", UNSHARE, replace(facts, euid=1)).cause.startswith("kernel.")
+
+
+def test_what_the_kernel_lets_be_mounted_on_proc_is_no_cause() -> None:
+    facts = replace(USER, covered=("/proc/sys/fs/binfmt_misc",))
+    assert remedy("proc mount", Found(False, "mount proc", errno.EPERM), facts) == ("", "")
+
+
+def test_another_file_system_than_proc_is_not_hidden_by_what_is_on_proc() -> None:
+    facts = replace(USER, covered=("/proc/kcore",))
+    found = Found(False, "fsmount", errno.EPERM, step="mount tmpfs on /tmp")
+    assert remedy("run strict", found, facts) == ("", "")
 
 
 def test_a_sysctl_that_is_off_is_no_cause() -> None:
