@@ -380,7 +380,8 @@ class Container(Contents, Control, Plugged):
             user, cwd: instead of the container's; *env* comes on top of the container's.
             pty: a terminal of its own, in the container's ``/dev/pts``, as for ``run``.
             stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
-                After *timeout* its process group is killed; what left that goes on.
+                After *timeout* its process group is killed; what left that goes on. So it is
+                when a stream has more than ``limits.output`` of the container's.
 
         Raises:
             StateError: it is not running, or ended meanwhile.

@@ -363,7 +363,7 @@ def another_process(
     """One more process of a sandbox: *base* with another command, and what else is given.
 
     *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups;
-    a terminal it has only by *pty*.
+    a terminal it has only by *pty*. Of the limits, those of each process and each stream are its.
     """
     uid, gid = _user(user)
     return replace(
@@ -377,5 +377,5 @@ def another_process(
         init=False,
         pty=_pty(pty),
         pass_fds=(),
-        limits=Limits(nofile=base.limits.nofile),
+        limits=Limits(nofile=base.limits.nofile, output=base.limits.output),
     )

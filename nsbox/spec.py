@@ -88,7 +88,8 @@ class Limits:
             whatever it asks for itself: a number, or a class of tc(8) as ``"1:20"``; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
-        output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
+        output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``. None: as much as
+            comes.
         disk: bytes of the writable tmpfs at /tmp.
         inodes: files and directories in it.
         nofile: open descriptors of each process (RLIMIT_NOFILE).

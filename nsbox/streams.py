@@ -44,7 +44,7 @@ class Sink:
         self.fd = fd
         self.lock = threading.RLock()
         self._into = into
-        self.kept = bytearray()
+        self._kept = io.BytesIO()
         self.truncated = False
         self._keep = keep
         self._relay_to = relay_to
@@ -124,9 +124,14 @@ class Sink:
         if self._into is not None:
             self._into(data)
         elif self._keep:
-            self.kept += data
+            self._kept.write(data)
         elif self._relay_to >= 0:
             relay(self._relay_to, data)
+
+    def hand_over(self) -> bytes:
+        """What was kept: as it is, without a copy, and the caller's alone from now on."""
+        kept, self._kept = self._kept, io.BytesIO()
+        return kept.getvalue()
 
     def close(self) -> None:
         """Never while the library's thread reads: it would read what has the number next."""
