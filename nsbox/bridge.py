@@ -38,6 +38,7 @@ from nsbox import (
     rtnl,
 )
 from nsbox.addresses import Pool, counterpart
+from nsbox.checks import flag
 from nsbox.errors import NetworkError, SpecError, StateError
 from nsbox.lease import Lease
 from nsbox.netrules import HostPort
@@ -125,9 +126,10 @@ class Bridge(links.Owned):
             if subnet is None and not self._finds_subnet:
                 raise SpecError("subnet6", "is beside an IPv4 subnet=")
             self.subnet6 = cast("IPv6Network", netspec.parse_subnet(subnet6, "subnet6", 6))
+        self.nat, self.isolated = flag(nat, "nat"), flag(isolated, "isolated")
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), links.check_mtu(mtu)
+        self.mtu = links.check_mtu(mtu)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"

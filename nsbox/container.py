@@ -24,6 +24,7 @@ from nsbox import (
     sandboxes,
     watch,
 )
+from nsbox.checks import listed_name, name_of
 from nsbox.contents import Contents
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
@@ -90,6 +91,9 @@ class Container(Contents, Control, Plugged):
     ``limits.output`` is of each stream of that. With ``pty=True`` there is a *terminal* to type
     into, as long as it runs.
 
+    *name* is for listings, ``nsbox stop`` and the like, and in a network: printable text of at most
+    255 bytes, without ``/``. Default the program's.
+
     Raises:
         SpecError: a keyword's value is wrong.
     """
@@ -108,13 +112,15 @@ class Container(Contents, Control, Plugged):
         self.terminal: Terminal | None = None
         self._pod = str(keywords.pop("_pod", ""))  # of a pod's own
         self._wanted = (args, {**keywords, "init": init})
-        self.spec: Spec = check_spec(*self._wanted)
+        self.spec: Spec = check_spec(*self._wanted, "Container")
         for number, stream in enumerate((stdin, stdout, stderr)):
             if stream is not None and self.spec.pty is not None:
                 raise SpecError(STREAMS[number], "is the terminal, with pty=True")
             if stream == PIPE:
                 raise SpecError(STREAMS[number], "PIPE is for Popen")
-        self.name = name or Path((*self.spec.args, self.spec.root.path)[0]).name or "container"
+        self._named = name is not None
+        where = (*self.spec.args, self.spec.root.path)[0]
+        self.name = listed_name(name, "name") if self._named else name_of(where) or "container"
         self._stdio_wanted = (stdin, stdout, stderr)
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
         self._on_end: Callable[[], None] | None = None
@@ -154,7 +160,7 @@ class Container(Contents, Control, Plugged):
         with interrupts.Held(), self._lock:
             self._allow("start")
             self._status = "stopped"
-            self.spec = build_spec(*self._wanted)
+            self.spec = build_spec(*self._wanted, "Container")
             kinds, pidfd, id_map = self._join
             stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
             try:
@@ -165,7 +171,7 @@ class Container(Contents, Control, Plugged):
                     join=kinds,
                     joined_pidfd=pidfd,
                     join_map=id_map,
-                    name=self.name,
+                    name=self._host_name(),
                 )
             except BaseException:
                 stdio.close()
@@ -201,6 +207,14 @@ class Container(Contents, Control, Plugged):
             if self._meter is not None:
                 self._meter.keep(self._spend_cpu)
         return self
+
+    def _host_name(self) -> str:
+        """By which others of its network find it. A program's name may be no host's."""
+        if self._named or not self.spec.attached:
+            return self.name
+        from nsbox.netspec import is_host_name
+
+        return self.name if is_host_name(self.name) else ""
 
     def _keeps_output(self) -> bool:
         return self.spec.pty is not None or any(one is None for one in self._stdio_wanted[1:])
@@ -387,7 +401,7 @@ class Container(Contents, Control, Plugged):
             StateError: it is not running, or ended meanwhile.
             SpecError, SetupError, TimeoutExpired, CommandError: as for ``run``.
         """
-        return enter.execute(*self._entered("exec"), args, **keywords)
+        return enter.execute(*self._entered("exec"), args, keywords)
 
     def popen(self, args: Any, **keywords: Any) -> Popen:
         """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, *pty*, the streams,
@@ -532,7 +546,8 @@ class Container(Contents, Control, Plugged):
         if self._process is not None:
             return self._process.plan
         kinds, _, id_map = self._join
-        return plan_for(build_spec(*self._wanted), probe.host(), join=kinds, join_map=id_map)
+        return plan_for(build_spec(*self._wanted, "Container"), probe.host(), join=kinds,
+                        join_map=id_map)  # fmt: skip
 
     def result(self) -> Completed:
         """How it ended. Raises StateError unless it has."""

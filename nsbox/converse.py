@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import cputime, interrupts, watch
+from nsbox.checks import flag
 from nsbox.errors import TimeoutExpired
 from nsbox.result import Completed, Reason, Usage
 from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect, connect_terminal
@@ -251,6 +252,8 @@ def finish(
 
     *streams* are stdin, stdout and stderr as ``run`` has them.
     """
+    flag(text, "text")
+    flag(check, "check")
     keep = tuple(n for n in (1, 2) if streams[n] == PIPE)
     sinks: dict[int, Sink] = {}
     with interrupts.Held():

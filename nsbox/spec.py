@@ -16,6 +16,7 @@ from nsbox.checks import (
     container_path,
     elements,
     file_data,
+    flag,
     host_path,
     mode_bits,
     text,
@@ -138,6 +139,7 @@ class Limits:
         for name in ("wall", "cpu_time"):
             if (duration := getattr(self, name)) is not None:
                 put(self, name, units.seconds(duration, name))
+        flag(self.oom_group, "oom_group")
 
     @property
     def output_bytes(self) -> int | None:
@@ -185,6 +187,8 @@ class Mount:
         Kernel: open_tree(2), mount_setattr(2); MOUNT_ATTR_IDMAP, Linux 5.12.
         """
         choice(propagation, "propagation", ("private", "slave"))
+        flag(ro, "ro")
+        flag(idmap, "idmap")
         if propagation == "slave" and ro:
             raise SpecError("propagation", "what the host mounts later would not be read-only: "
                             "slave needs ro=False")  # fmt: skip
@@ -194,9 +198,9 @@ class Mount:
             "bind",
             container_path(dst, "dst"),
             host_path(src, "src"),
-            bool(ro),
+            ro,
             propagation=propagation,
-            idmap=bool(idmap),
+            idmap=idmap,
         )
 
     @classmethod
@@ -216,7 +220,7 @@ class Mount:
             mode=mode_bits(mode),
             size=units.size_bytes(size, "size", least=4096),
             inodes=units.count(inodes, "inodes", least=1),
-            noexec=noexec,
+            noexec=flag(noexec, "noexec"),
         )
 
     @classmethod
@@ -293,7 +297,7 @@ class Rootfs:
         """
         if method not in ("pivot_root", "chroot"):
             raise SpecError("method", f'{method!r}: use "pivot_root" or "chroot"')
-        return cls("dir", host_path(path, "root"), bool(ro), method)
+        return cls("dir", host_path(path, "root"), flag(ro, "ro"), method)
 
     @classmethod
     def tar(cls, path: Path) -> Rootfs:

@@ -140,6 +140,21 @@ def test_names_are_those_of_the_network_also_of_who_comes_later() -> None:
 
 
 @elsewhere
+def test_a_program_whose_name_is_no_host_s_has_an_address_and_no_name() -> None:
+    """It was refused for a name that nobody had given it."""
+    from pathlib import Path
+
+    args, files = ["/tmp/my_sh", "-c", "exec sleep 60"], {"my_sh": Path("/bin/sh")}
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, server("web", net) as web:
+        with nsbox.Container(args, files=files, net=net) as box:
+            assert (box.name, str(box.ip)) == ("my_sh", "10.77.0.3")
+            assert asks(box, "web", 80) == f"web {box.ip}"
+            assert "my_sh" not in output(web, "cat", "/etc/hosts")
+        with raises(nsbox.SpecError, "name"):
+            nsbox.Container(args, files=files, net=net, name="my_box").start()
+
+
+@elsewhere
 def test_a_root_of_ones_own_gets_the_files_too() -> None:
     """Where it has them to be mounted upon; the caller's own root is left as it is."""
     import tempfile
