@@ -28,7 +28,7 @@ MIB = 1 << 20
 # -- floods -------------------------------------------------------------------------------------
 
 
-def test_a_flood_on_both_streams_takes_bounded_memory() -> None:
+def test_a_flood_on_both_streams_is_cut_and_ends_in_time() -> None:
     limit = 2 * MIB
     with kit.at_most(4):
         done = kit.sh("yes & yes >&2", limits=Limits(output=limit), text=False)
