@@ -26,10 +26,13 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 16 << 30  #: of content, unpacked
 MOST_FILES = 1_000_000
+MOST_DEPTH = 200  #: levels of a name
+_SHOWN = 200  # characters of a name in an error
 _HEADERS = 4 << 20  # of one entry: its name, its attributes, its map of holes
 _PADDING = 64 << 20  # after the last entry
 _CHUNK = 1 << 18
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOBODY = 65534
 _OURS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)  # no fault of the archive's
 _WHITEOUT, _OPAQUE, _RESERVED = b".wh.", b".wh..wh..opq", b".wh..wh."
@@ -175,16 +178,21 @@ class Unpacker:
             raise self._error(name, str(e)) from e
 
     def _error(self, name: str, why: str) -> SpecError:
-        where = f", entry {name!r}" if name else ""
+        shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+        where = f", entry {shown!r}" if name else ""
         return SpecError("root", f"{self._what}{where}: {why}")
 
     def _count(self, member: tarfile.TarInfo) -> None:
-        self._files += 1
+        self._count_one()
         self._bytes += member.size
-        if self._files > MOST_FILES:
-            raise _Refused(f"more than {MOST_FILES} entries")
         if member.size < 0 or self._bytes > MOST_BYTES:
             raise _Refused(f"more than {MOST_BYTES} bytes")
+
+    def _count_one(self) -> None:
+        """An entry, or a directory that is made for one."""
+        self._files += 1
+        if self._files > MOST_FILES:
+            raise _Refused(f"more than {MOST_FILES} entries")
 
     # ------------------------------------------------------------ entries
 
@@ -212,23 +220,35 @@ class Unpacker:
             os.close(parent)
 
     def _directory(self, parts: list[bytes]) -> int:
-        """The directory of these names, as the root's own links lead, made where missing."""
-        flags = os.O_PATH | os.O_DIRECTORY
-        for i in range(len(parts) + 1):
-            path = b"/" + b"/".join(parts[:i])
-            try:
-                fd = mountapi.open_in_root(self._root, path, flags, xdev=False)
-            except FileNotFoundError:
-                above = self._directory(parts[: i - 1])
-                try:
-                    os.mkdir(parts[i - 1], 0o755, dir_fd=above)
-                finally:
-                    os.close(above)
-                fd = mountapi.open_in_root(self._root, path, flags, xdev=False)
-            if i == len(parts):
-                return fd
+        """The directory of these names, as the root's own links lead, made where missing.
+
+        From the deepest that is there, down: the kernel walks the names above it, links and all,
+        and below it nobody but us has made anything.
+        """
+        fd, missing = self._deepest(b"/" + b"/".join(parts))
+        try:
+            for name in parts[len(parts) - missing :]:
+                self._count_one()
+                os.mkdir(name, 0o755, dir_fd=fd)
+                below = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=fd)
+                os.close(fd)
+                fd = below
+        except BaseException:
             os.close(fd)
-        raise AssertionError("unreachable")
+            raise
+        return fd
+
+    def _deepest(self, path: bytes) -> tuple[int, int]:
+        """The deepest directory on the way to *path*, and how many names are missing below it."""
+        missing = 0
+        while True:
+            try:
+                fd = mountapi.open_in_root(self._root, path or b"/", os.O_PATH | os.O_DIRECTORY,
+                                           xdev=False)  # fmt: skip
+            except FileNotFoundError:
+                path, missing = path.rpartition(b"/")[0], missing + 1
+            else:
+                return fd, missing
 
     def _make_directory(self, parent: int, name: bytes, member: tarfile.TarInfo) -> None:
         try:
@@ -238,8 +258,7 @@ class Unpacker:
         if not is_there:
             self._clear(parent, name)
             os.mkdir(name, 0o700, dir_fd=parent)
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC,
-                     dir_fd=parent)  # fmt: skip
+        fd = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=parent)
         try:
             self._own(parent, name, member)
             os.fchmod(fd, member.mode & 0o1777 | (0 if self._owns else 0o700))
@@ -328,4 +347,6 @@ def _parts(name: str) -> list[bytes]:
         raise _Refused("'..' in a name")
     if b"\0" in raw:
         raise _Refused("a NUL byte in a name")
+    if len(parts) > MOST_DEPTH:
+        raise _Refused(f"more than {MOST_DEPTH} levels deep")
     return parts

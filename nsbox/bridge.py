@@ -39,6 +39,7 @@ from nsbox import (
     rtnl,
 )
 from nsbox.addresses import Pool, counterpart
+from nsbox.checks import flag
 from nsbox.errors import NetworkError, SpecError, StateError, Unavailable
 from nsbox.identity import HOSTNAME, HOSTS, RESOLV, HostNames, Identity
 from nsbox.lease import Lease
@@ -127,9 +128,10 @@ class Bridge(links.Owned):
             if subnet is None and not self._finds_subnet:
                 raise SpecError("subnet6", "is beside an IPv4 subnet=")
             self.subnet6 = cast("IPv6Network", netspec.parse_subnet(subnet6, "subnet6", 6))
+        self.nat, self.isolated = flag(nat, "nat"), flag(isolated, "isolated")
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.nat, self.isolated, self.mtu = bool(nat), bool(isolated), links.check_mtu(mtu)
+        self.mtu = links.check_mtu(mtu)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"

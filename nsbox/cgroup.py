@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsbox import (
     cgroup_limits,
@@ -30,10 +30,19 @@ if TYPE_CHECKING:
     from nsbox.usage import CgroupStats
 
 _REMOVE_DEADLINE_S = 2.0
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
+_MOST_NAME = 64
 #: What a cgroup of its own is in even without a limit, for its statistics.
 _ALWAYS = ("memory", "pids", "cpu", "io")
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SpecError("name", f"{name!r} is not letters, digits, '_', '.' and '-', the first "
+                        "one of them a letter, a digit or '_'")  # fmt: skip
+    if len(name) > _MOST_NAME:
+        raise SpecError("name", f"{name[:20]!r}… is longer than {_MOST_NAME} letters")
 
 
 class Cgroup:
@@ -75,8 +84,8 @@ class Cgroup:
             SetupError: the kernel refused a limit; nothing is left.
         """
         limits = limits or Limits()
-        if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
-            raise SpecError("name", f"{name!r} is not letters, digits, '_', '.' and '-'")
+        if name is not None:
+            _check_name(name)
         if parent is not None and not isinstance(parent, Cgroup):
             parent = cls.open(parent)
         where = parents() if parent is None else parent._as_place()

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
 Path = str | os.PathLike[str]
+_NAME_MAX = 255  # bytes, as of a file's name
 
 
 def text(value: object, where: str) -> str:
@@ -38,6 +42,40 @@ def elements(value: Any, where: str) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError:
         raise SpecError(where, f"{value!r} is not a list") from None
+
+
+def flag(value: Any, where: str) -> bool:
+    """A bool: ``"no"`` would be true."""
+    if not isinstance(value, bool):
+        raise SpecError(where, f"{value!r} is neither True nor False")
+    return value
+
+
+def listed_name(value: Any, where: str) -> str:
+    """What something is called in listings, and by who names it there: one line of text, which
+    is no path."""
+    if not isinstance(value, str) or not value:
+        raise SpecError(where, f"{value!r} is not a name")
+    if not value.isprintable() or "/" in value:
+        raise SpecError(where, f"{value[:_NAME_MAX]!r} has a '/', or what cannot be printed")
+    if len(value.encode()) > _NAME_MAX:
+        raise SpecError(where, f"{value[:20]!r}… is longer than {_NAME_MAX} bytes")
+    return value
+
+
+def name_of(path: str) -> str:
+    """The same of the last part of a path, which may have any bytes in it; "" where it has none."""
+    name = "".join(c if c.isprintable() else "?" for c in os.path.basename(path.rstrip("/")))
+    return name.encode()[:_NAME_MAX].decode("utf-8", "ignore")
+
+
+def known_keywords(call: str, keywords: Iterable[str], *takers: Callable[..., Any]) -> None:
+    """TypeError as Python has it, but of *call*, which the user called, not of the *takers* that
+    its keywords are for."""
+    known = {name for taker in takers for name in taker.__kwdefaults__ or ()}
+    for name in keywords:
+        if name not in known:
+            raise TypeError(f"{call}() got an unexpected keyword argument {name!r}")
 
 
 def mode_bits(value: int) -> int:

@@ -54,7 +54,8 @@ def run(
         profile: ``"strict"``, ``"standard"`` or ``"none"``.
         proc: ``"pids"``, ``"full"`` or ``"none"``.
         input: bytes or str for standard input.
-        capture_output: keep both streams in the result; else they are relayed.
+        capture_output: keep both streams in the result; else they are relayed. It is all kept,
+            in the caller's memory, unless ``limits.output`` says how much.
         text: captured streams as str.
         timeout: seconds; then everything is killed and TimeoutExpired raised.
         check: raise CommandError unless the result is ``ok``.

@@ -24,6 +24,7 @@ from nsbox import (
     sandboxes,
     watch,
 )
+from nsbox.checks import listed_name, name_of
 from nsbox.contents import Contents
 from nsbox.control import Control
 from nsbox.converse import Verdict, judge, unwatch, usage_of, watch_oom
@@ -91,6 +92,9 @@ class Container(Contents, Control, Plugged):
     ``limits.output`` is of each stream of that. With ``pty=True`` there is a *terminal* to type
     into, as long as it runs.
 
+    *name* is for listings, ``nsbox stop`` and the like, and in a network: printable text of at most
+    255 bytes, without ``/``. Default the program's.
+
     Raises:
         SpecError: a keyword's value is wrong.
     """
@@ -109,13 +113,14 @@ class Container(Contents, Control, Plugged):
         self.terminal: Terminal | None = None
         self._pod = str(keywords.pop("_pod", ""))  # of a pod's own
         self._wanted = (args, {**keywords, "init": init})
-        self.spec: Spec = check_spec(*self._wanted)
+        self.spec: Spec = check_spec(*self._wanted, "Container")
         for number, stream in enumerate((stdin, stdout, stderr)):
             if stream is not None and self.spec.pty is not None:
                 raise SpecError(STREAMS[number], "is the terminal, with pty=True")
             if stream == PIPE:
                 raise SpecError(STREAMS[number], "PIPE is for Popen")
-        self.name = name or Path((*self.spec.args, self.spec.root.path)[0]).name or "container"
+        where = (*self.spec.args, self.spec.root.path)[0]
+        self.name = name_of(where) or "container" if name is None else listed_name(name, "name")
         self._stdio_wanted = (stdin, stdout, stderr)
         self._who: Identity | None = None  # its pod's
         self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
@@ -195,7 +200,7 @@ class Container(Contents, Control, Plugged):
 
     def _launch(self) -> tuple[Process, Stdio, tuple[int, int] | None]:
         """The process, our ends of its streams, and where its output is kept."""
-        self.spec = build_spec(*self._wanted)
+        self.spec = build_spec(*self._wanted, "Container")
         kinds, pidfd, id_map = self._join
         stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
         try:
@@ -392,13 +397,14 @@ class Container(Contents, Control, Plugged):
             user, cwd: instead of the container's; *env* comes on top of the container's.
             pty: a terminal of its own, in the container's ``/dev/pts``, as for ``run``.
             stdin, stdout, stderr, input, capture_output, text, timeout, check: as for ``run``.
-                After *timeout* its process group is killed; what left that goes on.
+                After *timeout* its process group is killed; what left that goes on. So it is
+                when a stream has more than ``limits.output`` of the container's.
 
         Raises:
             StateError: it is not running, or ended meanwhile.
             SpecError, SetupError, TimeoutExpired, CommandError: as for ``run``.
         """
-        return enter.execute(*self._entered("exec"), args, **keywords)
+        return enter.execute(*self._entered("exec"), args, keywords)
 
     def popen(self, args: Any, **keywords: Any) -> Popen:
         """As ``exec``, but goes on: a ``Popen``, with *user*, *env*, *cwd*, *pty*, the streams,
@@ -546,7 +552,8 @@ class Container(Contents, Control, Plugged):
         if self._process is not None:
             return self._process.plan
         kinds, _, id_map = self._join
-        return plan_for(build_spec(*self._wanted), probe.host(), join=kinds, join_map=id_map)
+        return plan_for(build_spec(*self._wanted, "Container"), probe.host(), join=kinds,
+                        join_map=id_map)  # fmt: skip
 
     def result(self) -> Completed:
         """How it ended. Raises StateError unless it has."""

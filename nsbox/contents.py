@@ -58,7 +58,7 @@ class Contents:
 
         Raises:
             StateError: it does not run.
-            CopyError: naming the path.
+            CopyError: naming *src* or *dst*, and the path.
         """
         from nsbox import copying
 

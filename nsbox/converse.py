@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import cputime, interrupts, watch
+from nsbox.checks import flag
 from nsbox.errors import TimeoutExpired
 from nsbox.result import Completed, Reason, Usage
 from nsbox.streams import PIPE, STUCK_POLL_S, Feeder, Sink, Stdio, connect, connect_terminal
@@ -218,10 +219,15 @@ def converse(
             feeder.close()
 
 
-def _decode(data: bytes, text: bool) -> bytes | str:
+def _captured(sink: Sink, text: bool) -> bytes | str:
+    """Lines are ended before it is text, in which a character may take four bytes; each line here
+    frees what the one before made, so that there are two of it at most."""
+    data = sink.hand_over()
     if not text:
         return data
-    return data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    data = data.replace(b"\r\n", b"\n")
+    data = data.replace(b"\r", b"\n")
+    return data.decode("utf-8", "replace")
 
 
 def as_bytes(data: Any) -> bytes:
@@ -248,6 +254,8 @@ def finish(
 
     *streams* are stdin, stdout and stderr as ``run`` has them.
     """
+    flag(text, "text")
+    flag(check, "check")
     keep = tuple(n for n in (1, 2) if streams[n] == PIPE)
     sinks: dict[int, Sink] = {}
     with interrupts.Held():
@@ -284,8 +292,7 @@ def completed(
     text: bool,
 ) -> Completed:
     reason, hit = judge(process, ended, verdict)
-    kept = {n: _decode(bytes(sinks[n].kept), text) if n in keep and n in sinks else None
-            for n in (1, 2)}  # fmt: skip
+    kept = {n: _captured(sinks[n], text) if n in keep and n in sinks else None for n in (1, 2)}
     return Completed(
         args=spec.args,
         returncode=ended.returncode,

@@ -45,6 +45,28 @@ class Copied(NamedTuple):
     skipped: tuple[tuple[str, str], ...]
 
 
+class _End(NamedTuple):
+    """Of a copy: ``"src"`` or ``"dst"``, and the path that this said."""
+
+    field: str
+    place: str
+
+    def error(self, err: int, path: bytes, limit: str = "") -> CopyError:
+        return CopyError(err, *self, path, limit)
+
+    @contextmanager
+    def naming(self, path: bytes = b"") -> Iterator[None]:
+        """Whatever the kernel refuses is a CopyError that names the end, and what is below it."""
+        try:
+            yield
+        except (CopyError, Unavailable):
+            raise
+        except OSError as e:
+            unmapped = "the caller's ids are not mapped in the sandbox"
+            limit = unmapped if e.errno == errno.EOVERFLOW else ""
+            raise self.error(e.errno or errno.EIO, path, limit) from e
+
+
 class Bounds(NamedTuple):
     """What a copy may come to; beyond it the copy fails, and leaves nothing."""
 
@@ -152,8 +174,15 @@ class _Level:
 
 class _Copy:
     def __init__(
-        self, bounds: Bounds, rights: _Rights, links: bool, avoid: frozenset[int] = frozenset()
+        self,
+        src: _End,
+        dst: _End,
+        bounds: Bounds,
+        rights: _Rights,
+        links: bool,
+        avoid: frozenset[int] = frozenset(),
     ) -> None:
+        self.src, self.dst = src, dst
         self.bounds, self.rights, self.links, self.avoid = bounds, rights, links, avoid
         self.files = self.size = 0
         self.skipped: list[tuple[str, str]] = []
@@ -168,10 +197,11 @@ class _Copy:
             self._one(source, name, target, new, path, levels)
             while levels:
                 level = levels[-1]
-                with self.rights.own():
+                with self.src.naming(level.path), self.rights.own():
                     found = next(level.entries, None)
                 if found is None:
-                    os.fchmod(level.target, level.mode)
+                    with self.dst.naming(level.path):
+                        os.fchmod(level.target, level.mode)
                     levels.pop().close()
                     continue
                 name = os.fsencode(found.name)
@@ -185,8 +215,8 @@ class _Copy:
     ) -> None:
         self.files += 1
         if self.files > self.bounds.files:
-            raise CopyError(errno.EMFILE, path, f"more than {self.bounds.files} files")
-        with _naming(path):
+            raise self.src.error(errno.EMFILE, path, f"more than {self.bounds.files} files")
+        with self.src.naming(path):
             try:
                 with self.rights.own():
                     fd = os.open(name, _PATH_ONLY, dir_fd=source)
@@ -207,23 +237,25 @@ class _Copy:
         elif stat.S_ISDIR(mode):
             self.files -= 1
             if len(levels) >= self.bounds.depth:
-                raise CopyError(errno.ELOOP, path, f"more than {self.bounds.depth} levels deep")
+                raise self.src.error(errno.ELOOP, path,
+                                     f"more than {self.bounds.depth} levels deep")  # fmt: skip
             levels.append(self._directory(fd, target, new, path, mode & 0o777))
         elif stat.S_ISREG(mode):
             self._regular(fd, target, new, path, mode & 0o777)
         elif stat.S_ISLNK(mode) and self.links:
             with self.rights.own():
                 said = os.readlink(b"", dir_fd=fd)
-            os.symlink(said, new, dir_fd=target)
+            with self.dst.naming(path):
+                os.symlink(said, new, dir_fd=target)
         else:
             self._skip(path, _KINDS[stat.S_IFMT(mode)], levels)
 
     def _skip(self, path: bytes, what: str, levels: list[_Level]) -> None:
         if not levels:
-            raise CopyError(errno.EINVAL, path, f"a {what}")
+            raise self.src.error(errno.EINVAL, path, f"a {what}")
         self.files -= 1
         if len(self.skipped) >= min(self.bounds.files, 100_000):
-            raise CopyError(errno.EMFILE, path, "too much that is no file")
+            raise self.src.error(errno.EMFILE, path, "too much that is no file")
         self.skipped.append((os.fsdecode(path), what))
 
     def _directory(self, fd: int, target: int, new: bytes, path: bytes, mode: int) -> _Level:
@@ -231,8 +263,9 @@ class _Copy:
             source = os.open(f"/proc/self/fd/{fd}", _DIRECTORY)
         made = -1
         try:
-            os.mkdir(new, 0o700, dir_fd=target)
-            made = os.open(new, _DIRECTORY | os.O_NOFOLLOW, dir_fd=target)
+            with self.dst.naming(path):
+                os.mkdir(new, 0o700, dir_fd=target)
+                made = os.open(new, _DIRECTORY | os.O_NOFOLLOW, dir_fd=target)
             with self.rights.own():
                 return _Level(path, source, made, mode, os.scandir(source))
         except BaseException:
@@ -243,22 +276,28 @@ class _Copy:
 
     def _regular(self, fd: int, target: int, new: bytes, path: bytes, mode: int) -> None:
         if os.fstat(fd).st_size > self.bounds.bytes - self.size:  # of a sparse one, not a byte
-            raise CopyError(errno.EFBIG, path, f"more than {self.bounds.bytes} bytes")
+            raise self._too_large(path)
         with self.rights.own():
             source = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            made = os.open(new, _NEW, 0o600, dir_fd=target)
+            with self.dst.naming(path):
+                made = os.open(new, _NEW, 0o600, dir_fd=target)
             try:
                 while data := os.read(source, _CHUNK):
                     self.size += len(data)
                     if self.size > self.bounds.bytes:  # it grows as it is read
-                        raise CopyError(errno.EFBIG, path, f"more than {self.bounds.bytes} bytes")
-                    _write(made, data)
-                os.fchmod(made, mode)
+                        raise self._too_large(path)
+                    with self.dst.naming(path):
+                        _write(made, data)
+                with self.dst.naming(path):
+                    os.fchmod(made, mode)
             finally:
                 os.close(made)
         finally:
             os.close(source)
+
+    def _too_large(self, path: bytes) -> CopyError:
+        return self.src.error(errno.EFBIG, path, f"more than {self.bounds.bytes} bytes")
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -271,32 +310,19 @@ def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
 
 
-@contextmanager
-def _naming(path: bytes) -> Iterator[None]:
-    """Whatever the kernel refuses is a CopyError that names the path."""
-    try:
-        yield
-    except (CopyError, Unavailable):
-        raise
-    except OSError as e:
-        unmapped = "the caller's ids are not mapped in the sandbox"
-        limit = unmapped if e.errno == errno.EOVERFLOW else ""
-        raise CopyError(e.errno or errno.EIO, path, limit) from e
-
-
-def _replace(copy: _Copy, source: int, name: bytes, parent: int, new: bytes, shown: bytes) -> None:
+def _replace(copy: _Copy, source: int, name: bytes, parent: int, new: bytes) -> None:
     """Under a name of its own first: *new* is there whole, or as it was."""
     temporary = b".nsbox-" + os.urandom(8).hex().encode()
     try:
-        copy.entry(source, name, parent, temporary, shown)
-        with _naming(new):
+        copy.entry(source, name, parent, temporary, b"")
+        with copy.dst.naming():
             try:
                 is_directory = stat.S_ISDIR(
                     os.stat(temporary, dir_fd=parent, follow_symlinks=False).st_mode
                 )
                 os.stat(new, dir_fd=parent, follow_symlinks=False)
                 if is_directory:
-                    raise CopyError(errno.EEXIST, new, "")
+                    raise FileExistsError(errno.EEXIST, "")
             except FileNotFoundError:
                 pass
             os.rename(temporary, new, src_dir_fd=parent, dst_dir_fd=parent)
@@ -315,20 +341,20 @@ def _remove(parent: int, name: bytes) -> None:
 # ------------------------------------------------------------------ in and out
 
 
-def _parent_in(root: int, path: str) -> tuple[int, bytes]:
-    """The directory that holds *path* of the sandbox's, and the name there."""
-    parent, name = os.path.split(os.fsencode(path))
-    with _naming(os.fsencode(path)):
+def _parent_in(root: int, end: _End) -> tuple[int, bytes]:
+    """The directory that holds a path of the sandbox's, and the name there."""
+    parent, name = os.path.split(os.fsencode(end.place))
+    with end.naming():
         if not name:
             raise OSError(errno.EISDIR, "")
         flags = os.O_PATH | os.O_DIRECTORY
         return mountapi.open_in_root(root, parent, flags), name
 
 
-def _parent_of(path: str) -> tuple[int, bytes]:
+def _parent_of(end: _End) -> tuple[int, bytes]:
     """The same of the caller's own, whose links are the caller's too."""
-    parent, name = os.path.split(os.fsencode(os.path.abspath(path)))
-    with _naming(os.fsencode(path)):
+    parent, name = os.path.split(os.fsencode(os.path.abspath(end.place)))
+    with end.naming():
         if not name:
             raise OSError(errno.EISDIR, "")
         return os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), name
@@ -351,13 +377,14 @@ def _kernels_own(root: int, places: Iterable[str]) -> frozenset[int]:
 def copy_out(root: int, src: str, dst: str, bounds: Bounds, kernels: Iterable[str]) -> Copied:
     """*src* in the sandbox with this *root* to *dst* of the caller's; nothing of what is mounted
     at *kernels*."""
-    source, name = _parent_in(root, src)
+    ends = _End("src", src), _End("dst", dst)
+    source, name = _parent_in(root, ends[0])
     try:
-        target, new = _parent_of(dst)
+        target, new = _parent_of(ends[1])
         try:
             avoid = _kernels_own(root, kernels)
-            copy = _Copy(bounds, _Rights(), links=False, avoid=avoid)
-            _replace(copy, source, name, target, new, b"")
+            copy = _Copy(*ends, bounds, _Rights(), links=False, avoid=avoid)
+            _replace(copy, source, name, target, new)
             return copy.done()
         finally:
             os.close(target)
@@ -368,15 +395,17 @@ def copy_out(root: int, src: str, dst: str, bounds: Bounds, kernels: Iterable[st
 def copy_in(root: int, src: str, dst: str, ids: tuple[int, int] | None) -> Copied:
     """*src* of the caller's to *dst* in the sandbox, made with *ids* where they are given."""
 
+    ends = _End("src", src), _End("dst", dst)
+
     def work() -> Copied:
         rights = _Rights(ids)
         with rights.own():
-            source, name = _parent_of(src)
+            source, name = _parent_of(ends[0])
         try:
-            target, new = _parent_in(root, dst)
+            target, new = _parent_in(root, ends[1])
             try:
-                copy = _Copy(Bounds(), rights, links=True)
-                _replace(copy, source, name, target, new, b"")
+                copy = _Copy(*ends, Bounds(), rights, links=True)
+                _replace(copy, source, name, target, new)
                 return copy.done()
             finally:
                 os.close(target)

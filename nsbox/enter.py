@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from nsbox import probe, units
+from nsbox.checks import known_keywords
 from nsbox.compile import compile_exec
 from nsbox.converse import as_bytes, finish
 from nsbox.devices import PTS
@@ -143,6 +144,14 @@ def _has_ended(target: Process) -> bool:
 
 
 def execute(
+    target: Process, base: Spec, id_map: str, args: Any, keywords: dict[str, Any]
+) -> Completed:
+    """The body of ``Container.exec``."""
+    known_keywords("exec", keywords, _execute)
+    return _execute(target, base, id_map, args, **keywords)
+
+
+def _execute(
     target: Process,
     base: Spec,
     id_map: str,
@@ -161,7 +170,6 @@ def execute(
     check: bool = False,
     pty: Any = False,
 ) -> Completed:
-    """The body of ``Container.exec``."""
     streams = wanted_streams(stdin, stdout, stderr, input, capture_output)
     if timeout is not None:
         units.seconds(timeout, "timeout", zero=True)
@@ -184,6 +192,7 @@ def execute(
 
 def popen(target: Process, base: Spec, id_map: str, args: Any, keywords: dict[str, Any]) -> Popen:
     """The body of ``Container.popen``."""
+    known_keywords("popen", keywords, another_process, Popen._of)
     own = {name: keywords.pop(name) for name in ("user", "env", "cwd", "pty") if name in keywords}
     spec = another_process(base, args, **own)
     return Popen._of(spec, lambda stdio: enter(target, base, spec, id_map, stdio), **keywords)

@@ -8,7 +8,7 @@ NsboxError
 ├── SetupError(OSError)                .step .name .call .errno .field .hint everything was undone
 │   └── CommandNotFound(FileNotFoundError)
 ├── NetworkError(OSError)              .what .said .hint   the kernel refused a link, address, rule
-├── CopyError(OSError)                 .path .limit  nothing is left at the destination
+├── CopyError(OSError)                 .field .place .path .limit  nothing is left at *dst*
 ├── TimeoutExpired(subprocess.TimeoutExpired)        carries the Completed
 ├── CommandError(subprocess.CalledProcessError)      with check=True; carries the Completed
 └── RemoteError                        the traceback of a sandboxed callable
@@ -174,18 +174,20 @@ class CopyError(NsboxError, OSError):
     """Something was not copied into or out of a sandbox; the destination is as it was.
 
     Attributes:
-        path: below the source, "" for the source itself; or the destination's.
+        field: where it failed, ``"src"`` or ``"dst"``; *place* is the path that this said.
+        path: below that; "" for itself.
         limit: what it is, or which bound it went over; "" where *errno* says all.
     """
 
-    def __init__(self, err: int, path: bytes, limit: str) -> None:
+    def __init__(self, err: int, field: str, place: str, path: bytes, limit: str = "") -> None:
         OSError.__init__(self, err, os.strerror(err))
-        self.path, self.limit = os.fsdecode(path), limit
+        self.field, self.place, self.path, self.limit = field, place, os.fsdecode(path), limit
 
     def __str__(self) -> str:
         code = _errno.errorcode.get(self.errno or 0, str(self.errno))
         what = self.limit or f"{code} ({os.strerror(self.errno or 0)})"
-        return f"{self.path or '.'!r}: {what}"
+        where = os.path.join(self.place, self.path) if self.path else self.place
+        return f"{self.field} {where!r}: {what}"
 
 
 class TimeoutExpired(NsboxError, subprocess.TimeoutExpired):

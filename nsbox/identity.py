@@ -115,19 +115,16 @@ def write(path: str, text: str) -> None:
 
 def published(name: str) -> bool:
     """Whether others can find it by that: it is a host name, and none that every host has."""
-    return name not in etc.LOCAL_NAMES and _is_host_name(name)
+    return name not in etc.LOCAL_NAMES and _fits(name)
 
 
-def _is_host_name(name: str) -> bool:
-    try:
-        return len(netspec.parse_name(name, "name")) <= _MOST_NAME
-    except SpecError:
-        return False
+def _fits(name: str) -> bool:
+    return len(name) <= _MOST_NAME and netspec.is_host_name(name)
 
 
 def host_name(name: str) -> str:
     """*name* as a host name: ``my_box`` is ``my-box``."""
-    if _is_host_name(name):
+    if _fits(name):
         return name
     return _NO_LABEL.sub("-", name).strip("-")[:_MOST_NAME].rstrip("-") or _NAMELESS
 

@@ -61,6 +61,7 @@ def directory() -> str:
 def resolve(root: Rootfs) -> Rootfs:
     """*root* with every archive and image in it as a directory, unpacked where it was not yet."""
     if root.kind == "overlay":
+        _check_directories(root)
         return replace(root, layers=tuple(resolve(layer) for layer in root.layers))
     if root.kind == "tar":
         return replace(root, kind="dir", path=f"{_tar(root.path)}/root", ro=True, image=True)
@@ -68,6 +69,14 @@ def resolve(root: Rootfs) -> Rootfs:
         path = _oci(root.path, root.ref)
         return replace(root, kind="dir", path=f"{path}/root", ro=True, image=True)
     return root
+
+
+def _check_directories(overlay: Rootfs) -> None:
+    """The kernel says EINVAL of all layers together. Of one that is missing it says which."""
+    paths = [overlay.path, *(layer.path for layer in overlay.layers if layer.kind == "dir")]
+    for path in filter(os.path.exists, paths):
+        if not os.path.isdir(path):
+            raise SpecError("root", f"{path} is not a directory")
 
 
 def with_image(spec: Spec) -> Spec:

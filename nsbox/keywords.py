@@ -10,7 +10,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import units
-from nsbox.checks import Path, choice, container_path, elements, file_data, text
+from nsbox.checks import (
+    Path,
+    choice,
+    container_path,
+    elements,
+    file_data,
+    flag,
+    known_keywords,
+    text,
+)
 from nsbox.errors import SpecError
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 from nsbox.spec import Limits, Mount, NetLabel, Rootfs, Spec
@@ -336,7 +345,7 @@ def make_spec(
         dns=_dns(dns, net),
         limits=limits or Limits(),
         namespaces=_namespaces(namespaces),
-        init=bool(init),
+        init=flag(init, "init"),
         profile=choice(profile, "profile", ("strict", "standard", "none")),
         proc=choice(proc, "proc", (None, "pids", "full", "none")),
         rlimits=_rlimits(rlimits),
@@ -346,9 +355,15 @@ def make_spec(
         umask=units.count(umask, "umask", most=0o777),
         pty=_pty(pty),
         devices=_devices(devices),
-        best_effort=bool(best_effort),
+        best_effort=flag(best_effort, "best_effort"),
         time_offsets=_time_offsets(time_offsets),
     )
+
+
+def spec_of(args: Any, keywords: Mapping[str, Any], call: str) -> Spec:
+    """``make_spec`` for *call*, the function that the user called with these."""
+    known_keywords(call, keywords, make_spec)
+    return make_spec(args, **keywords)
 
 
 def another_process(
@@ -363,7 +378,7 @@ def another_process(
     """One more process of a sandbox: *base* with another command, and what else is given.
 
     *env* comes on top of the sandbox's own; another *user* has none of its supplementary groups;
-    a terminal it has only by *pty*.
+    a terminal it has only by *pty*. Of the limits, those of each process and each stream are its.
     """
     uid, gid = _user(user)
     return replace(
@@ -377,5 +392,5 @@ def another_process(
         init=False,
         pty=_pty(pty),
         pass_fds=(),
-        limits=Limits(nofile=base.limits.nofile),
+        limits=Limits(nofile=base.limits.nofile, output=base.limits.output),
     )

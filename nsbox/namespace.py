@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import interrupts, nslist, pins, probe
+from nsbox.checks import flag
 from nsbox.compile import compile_holder
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SpecError, StateError, Unavailable
@@ -310,7 +311,7 @@ class Namespace:
             TimeoutExpired, CommandError: as for ``nsbox.run``.
         """
         spec, start = self._entrance(args)
-        pipe = PIPE if capture_output else None
+        pipe = PIPE if flag(capture_output, "capture_output") else None
         return finish(
             spec,
             (None if input is None else PIPE, pipe, pipe),

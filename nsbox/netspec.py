@@ -246,6 +246,14 @@ def parse_name(value: Any, field: str) -> str:
     return value
 
 
+def is_host_name(value: str) -> bool:
+    """Whether ``parse_name`` would take it."""
+    try:
+        return parse_name(value, "") == value
+    except SpecError:
+        return False
+
+
 @dataclass(frozen=True)
 class HostAlias:
     """Names of an address that are in /etc/hosts, as Kubernetes' ``hostAliases`` has them."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import lifecycle, nslist, probe, watch
+from nsbox.checks import flag
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
@@ -153,7 +154,7 @@ class Pod(Plugged):
     ) -> None:
         self.name = name
         self._check(name, containers, init_containers, primary, restart_policy)
-        self.share_process_namespace = bool(share_process_namespace)
+        self.share_process_namespace = flag(share_process_namespace, "share_process_namespace")
         if volumes:
             raise Unavailable("volumes", "not in this version of nsbox",
                               alternatives=("mounts= of a container",))  # fmt: skip
@@ -215,7 +216,7 @@ class Pod(Plugged):
 
     def _check_container(self, container: PodContainer) -> Spec:
         try:
-            spec = check_spec(container.spec.args, self._keywords(container))
+            spec = check_spec(container.spec.args, self._keywords(container), "ContainerSpec")
             if self._guarded() and _may_change_network(spec):
                 raise SpecError("capabilities", "with egress= of the pod, none may have NET_ADMIN "
                                 "or NET_RAW")  # fmt: skip

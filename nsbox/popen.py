@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nsbox import cputime, interrupts, watch
+from nsbox.checks import flag
 from nsbox.converse import (
     Verdict,
     as_bytes,
@@ -59,7 +60,7 @@ class Popen:
         **keywords: Any,
     ) -> None:
         self._closed = True
-        spec = build_spec(args, keywords)
+        spec = build_spec(args, keywords, "Popen")
         self._begin(spec, functools.partial(launch, spec), stdin, stdout, stderr, text)
 
     @classmethod
@@ -90,7 +91,7 @@ class Popen:
     ) -> None:
         self.spec, self.args = spec, list(spec.args)
         self._launch = start
-        self._text = text
+        self._text = flag(text, "text")
         self._verdict = Verdict()
         self._ended: Ended | None = None
         self._done: Completed | None = None

@@ -51,7 +51,8 @@ class Completed:
         enforcement: what each limit was enforced by.
         applied: each measure of the profile and how it was met; "missing: …" where not.
         changes: what is not as it was below, where the root is an overlay: each has a ``kind``
-            (``"added"``, ``"modified"``, ``"deleted"``) and a ``path``.
+            (``"added"``, ``"modified"``, ``"deleted"``; ``"deep"``, ``"unreadable"`` and
+            ``"more"`` of what is not told in full, see ``Change``) and a ``path``.
     """
 
     args: tuple[str, ...]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from nsbox import launcher, probe, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, StateError
-from nsbox.keywords import make_spec
+from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
 from nsbox.spawn import spawn
 from nsbox.spec import Mount, NetLabel, Spec
@@ -52,21 +52,27 @@ def read_files(files: Any) -> Any:
     return result
 
 
-def check_spec(args: Any, keywords: dict[str, Any]) -> Spec:
-    """The spec of ``run()``'s keywords as far as it can be told without reading a file."""
+def check_spec(args: Any, keywords: dict[str, Any], call: str) -> Spec:
+    """The spec of ``run()``'s keywords as far as it can be told without reading a file.
+
+    *call* is what was called with them, in errors.
+    """
     files = keywords.get("files")
     if isinstance(files, Mapping):
         unread = {name: b"" if isinstance(value, os.PathLike) else value
                   for name, value in files.items()}  # fmt: skip
         keywords = {**keywords, "files": unread}
-    return make_spec(args, **keywords)
+    return spec_of(args, keywords, call)
 
 
 _specs: dict[object, Spec] = {}
 
 
-def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
-    """The spec of ``run()``'s keywords, its files read and its interpreter found."""
+def build_spec(args: Any, keywords: dict[str, Any], call: str = "run") -> Spec:
+    """The spec of ``run()``'s keywords, its files read and its interpreter found.
+
+    *call* is what was called with them, in errors.
+    """
     label = getattr(keywords.get("net"), "label", None)
     if label is not None:  # what is kept is the label, not the network
         keywords = {**keywords, "net": label}
@@ -78,7 +84,7 @@ def build_spec(args: Any, keywords: dict[str, Any]) -> Spec:
     if spec is None:
         if keywords.get("files") is not None:
             keywords = {**keywords, "files": read_files(keywords["files"])}
-        spec = make_spec(args, **keywords)
+        spec = spec_of(args, keywords, call)
         if key is not None:
             if len(_specs) >= _MOST_SPECS:
                 _specs.clear()
@@ -146,7 +152,7 @@ def explain(args: Any, **keywords: Any) -> Plan:
 
     Takes a ``Spec`` too.
     """
-    spec = args if isinstance(args, Spec) else build_spec(args, keywords)
+    spec = args if isinstance(args, Spec) else build_spec(args, keywords, "explain")
     if spec.root.kind in ("tar", "oci"):
         from nsbox import images
 

@@ -16,6 +16,7 @@ from nsbox.checks import (
     container_path,
     elements,
     file_data,
+    flag,
     host_path,
     mode_bits,
     text,
@@ -88,7 +89,8 @@ class Limits:
             whatever it asks for itself: a number, or a class of tc(8) as ``"1:20"``; root only.
         wall: seconds of real time; then ``Reason.TIMEOUT``.
         cpu_time: seconds of CPU of the whole tree; then ``Reason.CPU_TIME``.
-        output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``.
+        output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``. None: as much as
+            comes.
         disk: bytes of the writable tmpfs at /tmp, which has the changes of an overlay, too;
             /dev/shm may have as many. What ``mounts=`` shows is not counted.
         inodes: files and directories in it.
@@ -138,6 +140,7 @@ class Limits:
         for name in ("wall", "cpu_time"):
             if (duration := getattr(self, name)) is not None:
                 put(self, name, units.seconds(duration, name))
+        flag(self.oom_group, "oom_group")
 
     @property
     def output_bytes(self) -> int | None:
@@ -185,6 +188,8 @@ class Mount:
         Kernel: open_tree(2), mount_setattr(2); MOUNT_ATTR_IDMAP, Linux 5.12.
         """
         choice(propagation, "propagation", ("private", "slave"))
+        flag(ro, "ro")
+        flag(idmap, "idmap")
         if propagation == "slave" and ro:
             raise SpecError("propagation", "what the host mounts later would not be read-only: "
                             "slave needs ro=False")  # fmt: skip
@@ -194,9 +199,9 @@ class Mount:
             "bind",
             container_path(dst, "dst"),
             host_path(src, "src"),
-            bool(ro),
+            ro,
             propagation=propagation,
-            idmap=bool(idmap),
+            idmap=idmap,
         )
 
     @classmethod
@@ -216,7 +221,7 @@ class Mount:
             mode=mode_bits(mode),
             size=units.size_bytes(size, "size", least=4096),
             inodes=units.count(inodes, "inodes", least=1),
-            noexec=noexec,
+            noexec=flag(noexec, "noexec"),
         )
 
     @classmethod
@@ -293,7 +298,7 @@ class Rootfs:
         """
         if method not in ("pivot_root", "chroot"):
             raise SpecError("method", f'{method!r}: use "pivot_root" or "chroot"')
-        return cls("dir", host_path(path, "root"), bool(ro), method)
+        return cls("dir", host_path(path, "root"), flag(ro, "ro"), method)
 
     @classmethod
     def tar(cls, path: Path) -> Rootfs:
@@ -302,7 +307,8 @@ class Rootfs:
         It is unpacked once, into a cache by its digest; put it below ``Rootfs.overlay`` to
         write. Owners are the archive's for root, below 65536; set-id bits are dropped. Refused
         with SpecError, which names the entry: absolute names, ``..``, links out of it, devices
-        and pipes, more than 16 GiB or 1,000,000 entries.
+        and pipes, names of more than 200 levels, more than 16 GiB, or 1,000,000 entries and
+        directories that none is of.
         """
         return cls("tar", host_path(path, "root"))
 

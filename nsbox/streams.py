@@ -15,6 +15,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from nsbox import watch
+from nsbox.checks import flag
 from nsbox.errors import SpecError
 from nsbox.process import dev_null
 
@@ -44,7 +45,7 @@ class Sink:
         self.fd = fd
         self.lock = threading.RLock()
         self._into = into
-        self.kept = bytearray()
+        self._kept = io.BytesIO()
         self.truncated = False
         self._keep = keep
         self._relay_to = relay_to
@@ -124,9 +125,14 @@ class Sink:
         if self._into is not None:
             self._into(data)
         elif self._keep:
-            self.kept += data
+            self._kept.write(data)
         elif self._relay_to >= 0:
             relay(self._relay_to, data)
+
+    def hand_over(self) -> bytes:
+        """What was kept: as it is, without a copy, and the caller's alone from now on."""
+        kept, self._kept = self._kept, io.BytesIO()
+        return kept.getvalue()
 
     def close(self) -> None:
         """Never while the library's thread reads: it would read what has the number next."""
@@ -204,8 +210,8 @@ class Stdio:
         if number == 0:
             os.set_blocking(mine, False)
 
-    def _connect(self, number: int, value: Any, name: str, *, pipe_if_none: bool) -> None:
-        if value is None and pipe_if_none:
+    def _connect(self, number: int, value: int | None) -> None:
+        if value is None and number:
             self._pipe(number)
         elif value is None or value == DEVNULL:
             self.theirs[number] = dev_null()
@@ -214,10 +220,13 @@ class Stdio:
         elif value == STDOUT and number == 2:
             self.theirs[2] = self.theirs[1]
         else:
-            self.theirs[number] = _fileno(value, name)
+            self.theirs[number] = value
 
 
-def _fileno(value: Any, name: str) -> int:
+def _checked(number: int, value: Any, name: str) -> int | None:
+    """None, PIPE, DEVNULL, STDOUT of stderr, or a descriptor."""
+    if value is None or value in (PIPE, DEVNULL) or (value == STDOUT and number == 2):
+        return value  # type: ignore[no-any-return]
     fd = value if isinstance(value, int) and not isinstance(value, bool) else -1
     if fd == -1 and hasattr(value, "fileno"):
         try:
@@ -226,17 +235,22 @@ def _fileno(value: Any, name: str) -> int:
             fd = -1
     if fd < 0:
         raise SpecError(name, f"{value!r} is not a descriptor, a file, PIPE or DEVNULL")
+    try:
+        fcntl.fcntl(fd, fcntl.F_GETFD)
+    except (OSError, OverflowError) as e:
+        raise SpecError(name, f"descriptor {fd} is not open") from e
     return fd
 
 
 def connect(stdin: Any, stdout: Any, stderr: Any) -> Stdio:
     """Pipes and descriptors as subprocess has them, but None means /dev/null for input and a
     relay for output: the caller's terminal is never handed in."""
-    stdio = Stdio()
+    wanted = (_checked(0, stdin, "stdin"), _checked(1, stdout, "stdout"),
+              _checked(2, stderr, "stderr"))  # fmt: skip
+    stdio = Stdio()  # its pipes have numbers that were nobody's, when these were looked at
     try:
-        stdio._connect(0, stdin, "stdin", pipe_if_none=False)
-        stdio._connect(1, stdout, "stdout", pipe_if_none=True)
-        stdio._connect(2, stderr, "stderr", pipe_if_none=True)
+        for number, value in enumerate(wanted):
+            stdio._connect(number, value)
     except BaseException:
         stdio.close()
         raise
@@ -256,7 +270,7 @@ def wanted_streams(
 ) -> tuple[Any, Any, Any]:
     """The three, with what ``input=`` and ``capture_output=`` mean; ValueError as subprocess has
     it."""
-    if capture_output:
+    if flag(capture_output, "capture_output"):
         if stdout is not None or stderr is not None:
             raise ValueError("stdout and stderr may not be used with capture_output")
         stdout = stderr = PIPE

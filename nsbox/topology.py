@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from nsbox import drawing, interrupts, launcher, probe, rtnl, shaping, units, wiring
+from nsbox.checks import flag
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NetworkError, NsboxError, SpecError, StateError
 from nsbox.forgotten import forgotten
@@ -74,7 +75,7 @@ class Topology:
         except ValueError as e:
             raise SpecError("network", f'{network!r}: {e}; use as "10.0.0.0/16"') from e
         self.name = name
-        self._static_arp = bool(static_arp)
+        self._static_arp = flag(static_arp, "static_arp")
         self._nodes: dict[str, Node] = {}
         self._links: list[Link] = []
         self._cables: list[wiring.Cable] = []

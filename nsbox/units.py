@@ -50,7 +50,7 @@ def size_bytes(value: Size, field: str, *, least: int = 0) -> int:
         raise SpecError(field, f"{value!r} is out of range")
     if result < least:
         hint = ""
-        if str(value).strip().isdigit():
+        if result and str(value).strip().isdigit():
             hint = f'; did you mean "{str(value).strip()}MiB"?'
         raise SpecError(field, f"{result} bytes is below {format_size(least)}{hint}")
     return result
@@ -61,7 +61,7 @@ def format_size(size: int) -> str:
     for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size and size % (1 << shift) == 0:
             return f"{size >> shift} {unit}"
-    return f"{size} bytes"
+    return "1 byte" if size == 1 else f"{size} bytes"
 
 
 def cores(value: Cores, field: str) -> float:

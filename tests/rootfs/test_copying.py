@@ -327,6 +327,43 @@ def test_what_the_payload_may_not_write_neither_may_a_copy(tmp_path: Path) -> No
     assert list((tmp_path / "closed").iterdir()) == []
 
 
+def test_an_error_says_at_which_end_it_was_and_where(tmp_path: Path) -> None:
+    (tmp_path / "w/sub").mkdir(parents=True)
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "w/sub/f").write_text("x" * 100)
+    none = tmp_path / "none"
+    with box("mkdir -p /tmp/w/sub; head -c 100 /dev/zero > /tmp/w/sub/f",
+             limits=nsbox.Limits(disk="64KiB", inodes=16)) as container:  # fmt: skip
+        (tmp_path / "w/sub/large").write_bytes(bytes(1 << 20))
+        cases = [
+            (lambda: container.copy_in(none, "/tmp/x"), "src", none, "", "ENOENT"),
+            (lambda: container.copy_in(none / "x", "/tmp/x"), "src", none / "x", "", "ENOENT"),
+            (lambda: container.copy_in(tmp_path / "pipe", "/tmp/x"),
+             "src", tmp_path / "pipe", "", "a pipe"),
+            (lambda: container.copy_in(tmp_path / "w/sub/f", "/none/x"),
+             "dst", "/none/x", "", "ENOENT"),
+            (lambda: container.copy_in(tmp_path / "w/sub/f", "/tmp/w/sub/f/x"),
+             "dst", "/tmp/w/sub/f/x", "", "ENOTDIR"),
+            (lambda: container.copy_in(tmp_path / "w", "/tmp/x"),
+             "dst", "/tmp/x", "sub/large", "ENOSPC"),
+            (lambda: container.copy_in(tmp_path / "d", "/tmp/w"), "dst", "/tmp/w", "", "EEXIST"),
+            (lambda: container.copy_out("/tmp/none", tmp_path / "x"),
+             "src", "/tmp/none", "", "ENOENT"),
+            (lambda: container.copy_out("/tmp/w", none / "x"), "dst", none / "x", "", "ENOENT"),
+            (lambda: container.copy_out("/tmp/w", tmp_path / "x", max_bytes=5),
+             "src", "/tmp/w", "sub/f", "more than 5 bytes"),
+        ]  # fmt: skip
+        for copy, field, place, path, why in cases:
+            with pytest.raises(nsbox.CopyError) as caught:
+                copy()
+            error = caught.value
+            assert (error.field, error.place, error.path) == (field, str(place), path)
+            whole = os.path.join(place, path) if path else str(place)
+            assert str(error).startswith(f"{field} {whole!r}: {why}")
+    assert not (tmp_path / "x").exists()
+
+
 def test_copying_changes_nothing_of_the_caller(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
 

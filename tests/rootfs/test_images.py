@@ -22,7 +22,7 @@ import pytest
 from run import kit
 
 import nsbox
-from nsbox import Mount, Rootfs, archive, images
+from nsbox import Mount, Rootfs, archive, images, mountapi
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,6 +277,57 @@ def test_entries_and_bytes_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(archive, "MOST_BYTES", 1999)
     with pytest.raises(nsbox.SpecError, match="more than 1999 bytes"):
         kit.run("true", root=Rootfs.tar(path))
+
+
+def test_a_deep_entry_is_made_in_a_few_calls_a_level(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each level was once looked for from the root, for each level: 43 s for one entry."""
+    looks = []
+    look = mountapi.open_in_root
+
+    def counted(*args: Any, **keywords: Any) -> int:
+        looks.append(args)
+        return look(*args, **keywords)
+
+    deep = "d/" * (archive.MOST_DEPTH - 1)
+    path = write(tmp_path / "r.tar", *busybox(), directory("d/d"), link("l", "/d/d"),
+                 info(deep + "f", b"deep"), info(f"l/{deep[8:]}g", b"by a link"))  # fmt: skip
+    monkeypatch.setattr(mountapi, "open_in_root", counted)
+    kit.out(kit.run("/bin/true", root=Rootfs.tar(path)))
+    assert (tree(cache) / deep / "f").read_text() == "deep"
+    assert (tree(cache) / deep[4:] / "g").read_text() == "by a link"
+    assert len(looks) < 2 * archive.MOST_DEPTH
+
+
+LEVELS = "d/" * archive.MOST_DEPTH
+DEEP = [info(f"{LEVELS}f", b"x"), directory(f"{LEVELS}d"), link("x", f"{LEVELS}f", hard=True),
+        info(f"{LEVELS}.wh.f")]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", DEEP, ids=["file", "directory", "hard link", "whiteout"])
+@pytest.mark.parametrize("kind", ["tar", "oci"])
+def test_what_is_too_deep_is_refused_in_words(
+    tmp_path: Path, layout: Layout, kind: str, entry: tuple[tarfile.TarInfo, bytes]
+) -> None:
+    root = Rootfs.tar(write(tmp_path / "r.tar", entry))
+    if kind == "oci":
+        root = Rootfs.oci(layout.image(packed(*busybox()), packed(entry)))
+    with pytest.raises(nsbox.SpecError, match="more than 200 levels deep") as caught:
+        kit.run("true", root=root)
+    assert len(str(caught.value)) < 500 + len(str(tmp_path))
+
+
+def test_directories_that_no_entry_is_of_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "r.tar", *(info(f"{i}/a/b/f", b"x") for i in range(10)))
+    monkeypatch.setattr(archive, "MOST_FILES", 39)
+    with pytest.raises(nsbox.SpecError, match="more than 39 entries"):
+        kit.run("true", root=Rootfs.tar(path))
+    monkeypatch.setattr(archive, "MOST_FILES", 40)
+    with pytest.raises(nsbox.CommandNotFound):
+        kit.run("/true", root=Rootfs.tar(path))
 
 
 @pytest.mark.parametrize("kind", ["missing", "directory", "pipe"])

@@ -8,6 +8,8 @@ import os
 import select
 import signal
 import struct
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,79 @@ pytestmark = [pytest.mark.userns, pytest.mark.kernel]
 MIB = 1 << 20
 
 
-def _rss() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 # -- floods -------------------------------------------------------------------------------------
 
 
-def test_a_flood_on_both_streams_takes_bounded_memory() -> None:
-    limit, before = 2 * MIB, _rss()
+def test_a_flood_on_both_streams_is_cut_and_ends_in_time() -> None:
+    limit = 2 * MIB
     with kit.at_most(4):
         done = kit.sh("yes & yes >&2", limits=Limits(output=limit), text=False)
     assert (done.reason, done.truncated) == (Reason.OUTPUT_LIMIT, True)
     assert max(len(done.stdout or ""), len(done.stderr or "")) == limit
-    assert _rss() - before < 2 * limit + 16 * MIB
+
+
+CAPTURE = """
+import sys
+import nsbox
+
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(key))
+
+way, script, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+args, limits = ["/bin/sh", "-c", script], nsbox.Limits(output=limit, wall=60)
+nsbox.run(["true"], capture_output=True, text=True)
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins here, Linux 4.0
+before = status("VmRSS")
+if way == "communicate":
+    with nsbox.Popen(args, stdout=nsbox.PIPE, stderr=nsbox.PIPE, limits=limits) as process:
+        kept = process.communicate()
+        reason = process.reason
+else:
+    done = nsbox.run(args, limits=limits, capture_output=True, text=way == "text")
+    kept, reason = (done.stdout, done.stderr), done.reason
+peak = status("VmHWM") - before
+print(reason.name, max(map(len, kept)), peak)
+"""
+WINDOWS = "yes \"$(printf '\\r')\""
+CAPTURES = [
+    ("bytes", "yes", 1, 1), ("communicate", "yes", 1, 1), ("bytes", "yes & yes >&2", 1, 2),
+    ("text", "yes", 1, 2), ("text", WINDOWS, 0.5, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("way", "script", "kept", "times"), CAPTURES)
+def test_the_peak_while_a_flood_is_captured_is_bounded(
+    way: str, script: str, kept: float, times: int
+) -> None:
+    """Nothing is held twice: but the bytes beside the text that is made of them."""
+    limit = 64 * MIB
+    done = subprocess.run(
+        [sys.executable, "-c", CAPTURE, way, script, str(limit)],
+        capture_output=True, text=True, cwd="/", check=True,
+    )  # fmt: skip
+    reason, length, peak = done.stdout.split()
+    assert (reason, int(length)) == ("OUTPUT_LIMIT", limit * kept)
+    assert limit * kept < int(peak) < times * limit + 16 * MIB
+
+
+@pytest.mark.parametrize("way", ["exec", "popen"])
+def test_what_enters_a_container_has_its_limit_of_output(way: str) -> None:
+    """It was without any."""
+    flood = ["head", "-c", "100000", "/dev/zero"]
+    with nsbox.Container(["sleep", "1000"], limits=Limits(output=1000)) as container:
+        if way == "exec":
+            done = container.exec(flood, capture_output=True, timeout=kit.PATIENCE)
+            got, reason = done.stdout, done.reason
+            assert (done.truncated, done.limits_hit) == (True, ("output",))
+        else:
+            with container.popen(flood, stdout=nsbox.PIPE) as process:
+                got, _ = process.communicate(timeout=kit.PATIENCE)
+                reason = process.reason
+        assert (got, reason) == (bytes(1000), Reason.OUTPUT_LIMIT)
+        assert container.status() == "running"
+        assert container.exec(["printf", "%1000s"], capture_output=True).ok
 
 
 @pytest.mark.parametrize("way", ["run", "communicate", "container"])

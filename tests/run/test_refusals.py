@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import nsbox
 from nsbox import Limits, Mount, Rootfs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,169 @@ def test_what_is_no_namespace_is_refused(kinds: Any) -> None:
     with pytest.raises(nsbox.SpecError) as caught:
         nsbox.run(["true"], namespaces=kinds)
     assert caught.value.field == "namespaces"
+
+
+# -- names --------------------------------------------------------------------------------------
+
+NO_NAMES = ["", "a/b", "/", "a\0b", "a\nb", "\x1b[31m", "\ud800", "\udcff", "\u202ecod", "x" * 256,
+            "\u00e9" * 128, 5, b"x", True, ["x"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_NAMES, ids=ascii)
+def test_what_is_no_name_of_a_container_is_refused(name: Any) -> None:
+    with pytest.raises(nsbox.SpecError) as caught:
+        nsbox.Container(["true"], name=name)
+    assert caught.value.field == "name"
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["a b", "..", "x" * 255, "\u00e9" * 127, "caf\u00e9", "a.b-c_d:e"])
+def test_what_can_be_listed_is_a_name(name: str) -> None:
+    assert nsbox.Container(["true"], name=name).name == name
+
+
+PROGRAMS = [
+    ("/usr/bin/env", "env"), ("/bin/", "bin"), ("/", "container"), ("/a/b\nc", "b?c"),
+    (b"/bin/\xff", "?"), ("\x1b[2J", "?[2J"), ("\u00e9" * 300, "\u00e9" * 127),
+    ("x" * 300, "x" * 255),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("program", "name"), PROGRAMS, ids=ascii)
+def test_a_name_made_of_a_program_is_one_whatever_its_path(program: Any, name: str) -> None:
+    made = nsbox.Container([program]).name
+    assert made == name
+    assert nsbox.Container(["true"], name=made).name == made
+
+
+@pytest.mark.parametrize(("length", "why"), [(300, "longer than 64"), (65, "longer than 64")])
+def test_a_long_name_of_a_cgroup_is_too_long(length: int, why: str) -> None:
+    with pytest.raises(nsbox.SpecError, match=why) as caught:
+        nsbox.Cgroup.create(name="x" * length)
+    assert caught.value.field == "name"
+
+
+# -- bools --------------------------------------------------------------------------------------
+
+BOOLS: list[tuple[str, Callable[[Any], object]]] = [
+    ("oom_group", lambda value: Limits(oom_group=value)),
+    ("ro", lambda value: Mount.bind("/usr", "/usr", ro=value)),
+    ("idmap", lambda value: Mount.bind("/usr", "/usr", idmap=value)),
+    ("noexec", lambda value: Mount.tmpfs("/x", noexec=value)),
+    ("ro", lambda value: Rootfs.dir("/", ro=value)),
+    ("capture_output", lambda value: nsbox.run(["true"], capture_output=value)),
+    ("text", lambda value: nsbox.run(["true"], text=value)),
+    ("check", lambda value: nsbox.run(["true"], check=value)),
+    ("text", lambda value: nsbox.Popen(["true"], text=value).close()),
+    ("nat", lambda value: nsbox.Bridge("nsbtest", nat=value)),
+    ("isolated", lambda value: nsbox.Bridge("nsbtest", isolated=value)),
+    ("static_arp", lambda value: nsbox.Topology(static_arp=value)),
+    ("share_process_namespace", lambda value: nsbox.Pod(
+        "p", [nsbox.ContainerSpec("c", ["true"])], share_process_namespace=value)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["no", 0, None], ids=repr)
+@pytest.mark.parametrize(
+    ("field", "make"), BOOLS, ids=[f"{i} {n}" for i, (n, _) in enumerate(BOOLS)]
+)
+def test_what_is_neither_true_nor_false_is_refused(
+    field: str, make: Callable[[Any], object], value: Any
+) -> None:
+    """It was taken for its truth: "no" for yes."""
+    with pytest.raises(nsbox.SpecError, match="neither True nor False") as caught:
+        make(value)
+    assert caught.value.field == field
+
+
+# -- streams ------------------------------------------------------------------------------------
+
+
+def _closed_number() -> int:
+    """The number that the next descriptor will get."""
+    fd = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.close(fd)
+    return fd
+
+
+@pytest.mark.userns
+@pytest.mark.parametrize("stream", ["stdin", "stdout", "stderr"])
+def test_a_descriptor_that_is_not_open_is_refused(stream: str) -> None:
+    for fd in (_closed_number(), 1 << 20, 1 << 80):
+        keywords: dict[str, Any] = {stream: fd}
+        calls: list[Callable[[], object]] = [
+            lambda: nsbox.run(["true"], **keywords),  # noqa: B023
+            lambda: nsbox.Popen(["true"], **keywords),  # noqa: B023
+            lambda: nsbox.Container(["true"], **keywords).start(),  # noqa: B023
+        ]
+        for call in calls:
+            with pytest.raises(nsbox.SpecError, match="not open") as caught:
+                call()
+            assert caught.value.field == stream
+
+
+@pytest.mark.userns
+def test_a_number_that_one_of_our_pipes_would_get_is_refused() -> None:
+    with pytest.raises(nsbox.SpecError, match="not open"):
+        nsbox.run(["true"], input=b"x", stdout=_closed_number())
+
+
+# -- roots --------------------------------------------------------------------------------------
+
+
+@pytest.mark.userns
+@pytest.mark.parametrize("which", ["lower", "one of several", "upper"])
+def test_a_file_as_a_layer_of_an_overlay_is_named(tmp_path: Path, which: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    root = {"lower": lambda: Rootfs.overlay(file),
+            "one of several": lambda: Rootfs.overlay([tmp_path, file]),
+            "upper": lambda: Rootfs.overlay(tmp_path, upper=file)}[which]()  # fmt: skip
+    with pytest.raises(nsbox.SpecError, match=f"{file} is not a directory") as caught:
+        nsbox.run(["/true"], root=root)
+    assert caught.value.field == "root"
+
+
+# -- what is said -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ({"memory": 0}, "memory: 0 bytes is below 1 MiB"),
+        ({"disk": "0"}, "disk: 0 bytes is below 4 KiB"),
+        ({"output": 0}, "output: 0 bytes is below 1 byte"),
+    ],
+    ids=str,
+)
+def test_nothing_at_all_is_no_forgotten_unit(limit: dict[str, Any], says: str) -> None:
+    with pytest.raises(nsbox.SpecError) as caught:
+        Limits(**limit)
+    assert str(caught.value) == says
+
+
+UNKNOWN: list[tuple[str, Callable[[], object]]] = [
+    ("run", lambda: nsbox.run(["true"], memry=1)),
+    ("explain", lambda: nsbox.explain(["true"], memry=1)),
+    ("Popen", lambda: nsbox.Popen(["true"], memry=1)),
+    ("Container", lambda: nsbox.Container(["true"], memry=1)),
+    ("ContainerSpec", lambda: nsbox.Pod("p", [nsbox.ContainerSpec("c", ["true"], memry=1)])),
+]
+
+
+@pytest.mark.parametrize(("call", "make"), UNKNOWN, ids=[name for name, _ in UNKNOWN])
+def test_an_unknown_keyword_is_of_the_function_that_was_called(
+    call: str, make: Callable[[], object]
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        make()
+    assert str(caught.value) == f"{call}() got an unexpected keyword argument 'memry'"
+
+
+@pytest.mark.userns
+@pytest.mark.parametrize("verb", ["exec", "popen"])
+@pytest.mark.parametrize("name", ["foo", "target", "limits"])
+def test_an_unknown_keyword_of_what_enters_a_container(verb: str, name: str) -> None:
+    with nsbox.Container(["sleep", "60"]) as container, pytest.raises(TypeError) as caught:
+        getattr(container, verb)(["true"], **{name: 1})
+    assert str(caught.value) == f"{verb}() got an unexpected keyword argument {name!r}"

@@ -40,7 +40,7 @@ ERRORS: dict[str, Exception] = {
         errno.ENOENT, step=9, name="exec", call="execve", detail="/bin/x", field="args[0]"
     ),
     "NetworkError": errors.NetworkError(errno.EEXIST, "link add a type veth", "File exists"),
-    "CopyError": errors.CopyError(errno.EFBIG, b"a/\xff", "more than 5 bytes"),
+    "CopyError": errors.CopyError(errno.EFBIG, "src", "/tmp/w", b"a/\xff", "more than 5 bytes"),
     "TimeoutExpired": errors.TimeoutExpired(("sh", "-c", "false"), 1.5, DONE),
     "CommandError": errors.CommandError(DONE),
     "RemoteError": errors.RemoteError("Traceback"),
