@@ -16,7 +16,7 @@ from nsbox import later, links, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.identity import Identity, may_be_named
 from nsbox.netallow import parse_allow
-from nsbox.netguard import Member, guarded
+from nsbox.netguard import Member, guarded, mac_of
 from nsbox.netrules import Published, egress_table, published
 from nsbox.netspec import Publish
 from nsbox.ports import program_with
@@ -62,7 +62,7 @@ class Lease:
         self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
-            self.mac = links.new_mac() if self.address is None else links.mac_of(self.address)
+            self.mac = links.new_mac() if self.address is None else mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
             self._publish()
             self._name()

@@ -60,12 +60,6 @@ def new_mac() -> str:
     return ":".join(("02", *(f"{byte:02x}" for byte in secrets.token_bytes(5))))
 
 
-def mac_of(address: Address) -> str:
-    """That of who has *address* in its subnet. Whoever gets the address next is reached by those
-    that still know who had it before: their entries stay right."""
-    return (b"\x02\0" + address.packed[-4:]).hex(":")
-
-
 def new_index() -> int:
     """One that no other link has. Who chose it can tell the kernel more of its link in the system
     call that makes it; by its name that would be of another's, if there is one already."""

@@ -46,6 +46,12 @@ _icmp6 = Selector(
 )  # fmt: skip
 
 
+def mac_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+    """That of who has *address* in its subnet. Whoever gets the address next is reached by those
+    that still know who had it before: their entries stay right."""
+    return (b"\x02\0" + address.packed[-4:]).hex(":")
+
+
 @dataclass(frozen=True)
 class Member:
     """One port of a bridge.

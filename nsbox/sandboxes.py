@@ -185,8 +185,8 @@ def note(
     import pickle
 
     plan = process.plan
-    # what was mounted is there, and contents can be large
-    base = replace(spec, mounts=(), files=spec.files and (("file", b"", 0),))
+    # what was mounted is there, and so is the network; contents can be large
+    base = replace(spec, mounts=(), publish=(), dns=None, files=spec.files and (("file", b"", 0),))
     text = json.dumps({
         "name": name,
         "pid": process.pid,

@@ -401,11 +401,7 @@ class NetLabel(str):
         return str.__hash__(self)
 
     def __reduce__(self) -> tuple[Any, ...]:  # for who only reads it, in another process
-        return _label, (str(self), self.joined)
-
-
-def _label(text: str, joined: bool) -> NetLabel:
-    return NetLabel(text, joined=joined)
+        return NetLabel, (str(self),), {"joined": self.joined}
 
 
 @hashed_once

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox.errors import SpecError
-from nsbox.links import mac_of
+from nsbox.netguard import mac_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -245,6 +245,17 @@ def test_who_has_a_port_is_named_by_the_kind_the_name_and_the_network() -> None:
     world.host.ip("addr del 192.0.2.9/32 dev out0")
 
 
+@elsewhere
+def test_another_process_enters_a_container_with_published_ports() -> None:
+    with (
+        nsbox.Network("nsb0", subnet=SUBNET) as net,
+        idle("a", net, publish="8080:80", dns=["192.0.2.53"]),
+    ):
+        command = [sys.executable, "-m", "nsbox", "exec", "a", "echo", "hello"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout == "hello\n", done
+
+
 _OTHER = """
 import sys, nsbox
 with nsbox.Network() as net, nsbox.Container(["sleep", "1000"], net=net,

@@ -37,7 +37,7 @@ for _ in range(15):
 
 
 def _tell(box: nsbox.Container, *words: str) -> None:
-    mac = box._lease().mac.replace(":", "")
+    mac = box._place().mac.replace(":", "")
     box.exec(["python3", "-c", _ARP, *words, *([mac] if len(words) == 1 else [])], check=True)
 
 
@@ -63,7 +63,7 @@ def test_a_neighbours_address_brings_nothing() -> None:
             assert said.returncode == 1, (source, to, said.stdout)
         assert pings(b, c.ip)
         assert pings(a, c.ip), "by its own address it goes on"
-        assert _knows(c, b.ip) == mac_of_b or b._lease().mac in _knows(c, b.ip)
+        assert _knows(c, b.ip) == mac_of_b or b._place().mac in _knows(c, b.ip)
 
 
 @elsewhere
@@ -78,8 +78,8 @@ def test_nobody_is_told_that_an_address_is_elsewhere() -> None:
         for address in (b.ip, net.gateway):
             _tell(a, str(address))
         assert pings(c, b.ip)
-        assert b._lease().mac in _knows(c, b.ip)
-        assert a._lease().mac not in world.host.run("ip", "neighbour")
+        assert b._place().mac in _knows(c, b.ip)
+        assert a._place().mac not in world.host.run("ip", "neighbour")
         # what says true is heard: of its own address
         _tell(a, str(a.ip))
 
@@ -92,9 +92,9 @@ def test_another_hardware_address_brings_nothing() -> None:
         idle("b", net) as b,
     ):
         assert pings(a, b.ip)
-        a.exec(["ip", "link", "set", "eth0", "address", b._lease().mac], check=True)
+        a.exec(["ip", "link", "set", "eth0", "address", b._place().mac], check=True)
         assert not pings(a, net.gateway, wait_s=1)
-        a.exec(["ip", "link", "set", "eth0", "address", a._lease().mac], check=True)
+        a.exec(["ip", "link", "set", "eth0", "address", a._place().mac], check=True)
         assert pings(a, b.ip)
 
 
@@ -135,7 +135,7 @@ def _heard(source: nsbox.Container, target: nsbox.Container, made: dict[str, byt
 
 
 def _peer(box: nsbox.Container, number: int) -> frames.Peer:
-    mac = bytes.fromhex(box._lease().mac.replace(":", ""))
+    mac = bytes.fromhex(box._place().mac.replace(":", ""))
     return frames.Peer(
         mac,
         IPv4Address(f"10.77.0.{number}"),
