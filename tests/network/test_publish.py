@@ -236,7 +236,7 @@ def test_who_has_a_port_is_named_by_the_kind_the_name_and_the_network() -> None:
     ):
         for wanted, holder in (
             ("192.0.2.9:8080:1", "pod 'web' of network 'nsb0'"),
-            (f"{HOST}:8080:1", "container at 10.77.0.3 of network 'nsb0'"),
+            (f"{HOST}:8080:1", "container 'sandbox' of network 'nsb0'"),
         ):
             with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
                 pass
