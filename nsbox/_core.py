@@ -55,7 +55,7 @@ def _record(raw: Any) -> Record:
         raw.maxrss_kib,
         raw.inblock,
         raw.oublock,
-        _ffi.string(raw.call).decode("ascii"),
+        _ffi.string(raw.call).decode("ascii") if raw.call[0] != b"\0" else "",
     )
 
 

@@ -63,7 +63,7 @@ def judge(process: Process, ended: Ended, verdict: Verdict) -> tuple[Reason, tup
         return verdict.reason, tuple(hit)
     if stats is not None and oom and (ended.returncode == -_SIGKILL or stats.oom_group):
         return Reason.OOM, tuple(hit)
-    if cputime.spent(process, ended):
+    if process.cpu_limit is not None and cputime.spent(process, ended):
         return Reason.CPU_TIME, (*hit, "cpu_time")
     return (Reason.SIGNALED if ended.returncode < 0 else Reason.EXITED), tuple(hit)
 
@@ -93,7 +93,8 @@ class _Conversation:
     def __init__(self, process: Process, feeder: Feeder | None, sinks: list[Sink]) -> None:
         self._process = process
         self._poll = select.poll()
-        self._poll.register(process.fileno(), select.POLLIN)
+        self._channel = process.fileno()
+        self._poll.register(self._channel, select.POLLIN)
         self._oom = process.oom_fd
         self._oom_pending = False
         if self._oom >= 0:
@@ -113,7 +114,8 @@ class _Conversation:
 
     def run(self, deadline: float | None) -> Ended | None:
         """How it ended; None when *deadline* passed, or output or CPU time was used up."""
-        while (ended := self._process.poll()) is None:
+        ended = self._process.poll()
+        while ended is None:
             waits = [] if deadline is None else [deadline - time.monotonic()]
             if waits and waits[0] <= 0:
                 return None
@@ -128,11 +130,13 @@ class _Conversation:
             if self._stuck:
                 waits.append(STUCK_POLL_S)
             events = self._poll.poll(min(waits) * 1000 if waits else None)
-            self._try_stuck_again()
-            for fd, _ in events:
-                self._serve(fd)
-            if any(sink.truncated for sink in self._sinks.values()):
-                return None
+            if self._stuck:
+                self._try_stuck_again()
+            for fd, news in events:
+                if fd == self._channel:
+                    ended = self._process.poll()
+                elif not self._serve(fd, news):
+                    return None
         return ended
 
     def _try_stuck_again(self) -> None:
@@ -140,19 +144,25 @@ class _Conversation:
             self._poll.register(fd, select.POLLIN)
         self._stuck.clear()
 
-    def _serve(self, fd: int) -> None:
-        if self._feeder is not None and fd == self._feeder.fd:
-            self._feeder.write()
-        elif fd == self._oom:
-            self._oom_pending = True
-            self._poll.unregister(fd)
-        elif fd in self._sinks:
-            sink = self._sinks[fd]
-            if sink.stuck():
+    def _serve(self, fd: int, news: int) -> bool:
+        """False: that was more output than it may have."""
+        sink = self._sinks.get(fd)
+        if sink is not None:
+            if not news & select.POLLIN:
+                sink.end()
+                self._poll.unregister(fd)
+            elif sink.stuck():
                 self._poll.unregister(fd)
                 self._stuck.append(fd)
             elif not sink.read():
                 self._poll.unregister(fd)
+            return not sink.truncated
+        if fd == self._oom:
+            self._oom_pending = True
+            self._poll.unregister(fd)
+        elif self._feeder is not None and fd == self._feeder.fd:
+            self._feeder.write()
+        return True
 
 
 def type_into(stdio: Stdio, master: int, data: bytes) -> bytes:
@@ -304,5 +314,5 @@ def completed(
         limits_hit=hit,
         enforcement=dict(process.plan.enforcement),
         applied=dict(process.plan.applied),
-        changes=process.changes(),
+        changes=process.changes() if spec.root.kind == "overlay" else (),
     )

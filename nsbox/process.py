@@ -419,11 +419,11 @@ class Process:
 
     def end(self) -> None:
         """No process may outlive what it stands on."""
-        if os.getpid() != self._owner:
+        if self._ended is not None or os.getpid() != self._owner:
             return
         self._know_pidfd()
         self._ending = True
-        if self._ended is None and not self._lost:
+        if not self._lost:
             try:
                 self._untold = self._stuck is None
                 self.kill_and_wait(0.0 if self._stuck else None)

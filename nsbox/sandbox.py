@@ -18,22 +18,19 @@ from nsbox.errors import SetupError, SpecError, StateError
 from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
 from nsbox.spawn import spawn
-from nsbox.spec import Mount, NetLabel, Spec
+from nsbox.spec import Mount, NetLabel, Rootfs, Spec
 from nsbox.steps import JOIN, OWNER, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host
     from nsbox.identity import Identity
     from nsbox.plan import Plan
-    from nsbox.spec import Rootfs
     from nsbox.streams import Stdio
 
 _STDIO = tuple(Slot("stdio", n) for n in range(3))
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
 
-_cached_compile = functools.lru_cache(maxsize=64)(compile_spec)
-_cached_wants = functools.lru_cache(maxsize=64)(wants_template)
 
 
 def read_files(files: Any) -> Any:
@@ -102,7 +99,8 @@ def build_spec(args: Any, keywords: dict[str, Any], call: str = "run") -> Spec:
 def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     """The same for the same arguments, which then need not be checked again; None where what
     they mean may change: a relative root. It cannot be hashed where they cannot be compared."""
-    if isinstance(keywords.get("root"), (str, os.PathLike)):
+    root = keywords.get("root")
+    if not (root is None or type(root) is Rootfs) and isinstance(root, (str, os.PathLike)):
         return None
     values = (args, *keywords.values())
     plain = [_plain(value) if type(value) in _SEQUENCES else value for value in values]
@@ -141,10 +139,17 @@ def _with_interpreter(spec: Spec) -> Spec:
 
 def plan_for(spec: Spec, host: Host, *, join: tuple[str, ...] = (), join_map: str = "") -> Plan:
     """The plan of a spec, compiled once for specs that come again."""
-    small = sum(len(content) for _, content, _ in spec.files) < _CACHEABLE_BYTES
-    build = _cached_compile if small else compile_spec
-    use = _cached_wants(spec, host, join=join, join_map=join_map)
-    return build(spec, host, join=join, join_map=join_map, template=use)
+    if spec.files and sum(len(content) for _, content, _ in spec.files) >= _CACHEABLE_BYTES:
+        return _compile(spec, host, join, join_map)
+    return _cached_compile(spec, host, join, join_map)
+
+
+def _compile(spec: Spec, host: Host, join: tuple[str, ...], join_map: str) -> Plan:
+    use = wants_template(spec, host, join=join, join_map=join_map)
+    return compile_spec(spec, host, join=join, join_map=join_map, template=use)
+
+
+_cached_compile = functools.lru_cache(maxsize=64)(_compile)
 
 
 def explain(args: Any, **keywords: Any) -> Plan:
