@@ -32,7 +32,6 @@ _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
 
 
-
 def read_files(files: Any) -> Any:
     """``files=`` with every Path read: its content and its permission bits."""
     if not isinstance(files, Mapping):

@@ -35,7 +35,7 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names hashing forgotten checks",
     2: "spec keywords host netspec netallow cgroup_places",
-    3: "remedies steps plan profile build limits idmap devices scratch overlay mounts creds "
+    3: "remedies steps plan profile build limits idmap devices scratch overlay mounts creds spaces "
     "seccomp confine compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "facts blame usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls "
     "pins processes thaw debug kept mountapi rtnl later nft conntrack shaping changes copying "
@@ -45,7 +45,7 @@ FLOORS: dict[int, str] = {
     "command popen namespace enter ports terminal sandboxes elsewhere "
     "netlink links proxy egress router lease bridge plugged pings",
     6: "control contents container",
-    7: "podspec pod nodes topology",
+    7: "podspec podcontainer pod nodes topology",
     8: "workloads kube executor pool aio prober trials diagnosis doctor cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
