@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from nsbox.errors import StateError as StateError
     from nsbox.errors import TimeoutExpired as TimeoutExpired
     from nsbox.errors import Unavailable as Unavailable
+    from nsbox.interface import Interface as Interface
     from nsbox.keywords import Allow as Allow
     from nsbox.lifecycle import Events as Events
     from nsbox.lifecycle import LifeEvent as LifeEvent
     from nsbox.lifecycle import events as events
-    from nsbox.links import Interface as Interface
     from nsbox.links import Link as Link
     from nsbox.links import Veth as Veth
     from nsbox.namespace import Namespace as Namespace
@@ -82,7 +82,7 @@ _WHERE = {
     "ContainerSpec": "podspec",
     "DiskStats": "usage",
     "Events": "lifecycle",
-    "Interface": "links",
+    "Interface": "interface",
     "LifeEvent": "lifecycle",
     "CopyError": "errors",
     "Limits": "spec",

@@ -27,6 +27,7 @@ from nsbox import (
     etc,
     hostsfile,
     identity,
+    interface,
     interrupts,
     later,
     launcher,
@@ -119,7 +120,7 @@ class Bridge(links.Owned):
     ) -> None:
         super().__init__()
         self._named, self._found = name is not None, subnet is None
-        self.name = links.new_name() if name is None else links.check_name(name, "name")
+        self.name = interface.new_name() if name is None else interface.check_name(name, "name")
         self.subnet: IPv4Network | None = None
         self.subnet6: IPv6Network | None = None
         if subnet is not None:
@@ -131,7 +132,7 @@ class Bridge(links.Owned):
         self.nat, self.isolated = flag(nat, "nat"), flag(isolated, "isolated")
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.mtu = links.check_mtu(mtu)
+        self.mtu = interface.check_mtu(mtu)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"
@@ -159,11 +160,11 @@ class Bridge(links.Owned):
         return NetLabel(f"eth0 in {self.name}{where and ', '}{where}", self)
 
     @property
-    def link(self) -> links.Interface:
+    def link(self) -> interface.Interface:
         """The bridge itself, as a link. Raises StateError unless it is there."""
         self._check_there()
         self._own.lent = True
-        return links.Interface(self._route, self.name)
+        return interface.Interface(self._route, self.name)
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -228,19 +229,19 @@ class Bridge(links.Owned):
             if self.nat or not self.isolated:
                 versions = (4,) if self.subnet6 is None else (4, 6)
                 self._place.forward(versions, self._undo)
-        mac = links.new_mac()  # its own, or it would be the lowest of its ports'
-        self._index = links.new_index()
+        mac = interface.new_mac()  # its own, or it would be the lowest of its ports'
+        self._index = interface.new_index()
         self._route.do(
             rtnl.link_add("bridge", self.name, index=self._index, mtu=self.mtu, mac=mac),
             rtnl.link_set(self._index, alias=self._mark),
         )
         own = self.routing(self.gateway, self.gateway6)
-        addresses = [links.interface(gateway, subnet) for gateway, subnet, _ in own]
+        addresses = [interface.with_prefix(gateway, subnet) for gateway, subnet, _ in own]
         # Somebody may want at once what the caller chose. In a router, which looks for nothing but
         # claims, that is any address.
         found = self._found and self._place.net is None
         chosen = [one for one in addresses if one.version == 6 or not found]
-        self._own = links.Own(self._route, self._index, chosen, named=self._named)
+        self._own = interface.Own(self._route, self._index, chosen, named=self._named)
         # Not a method of ours: one that is forgotten has to end before its parts do.
         self._undo.callback(self._own.delete)
         self._route.do(
@@ -410,7 +411,7 @@ class Bridge(links.Owned):
         *addresses* and default routes. Nothing is made yet."""
         # Ours to choose, so nobody has to ask for them; two, for a device that is "stacked" on its
         # own number waits up to a second until the kernel believes that it is up (linkwatch).
-        index, inside = links.new_index(), links.new_index()
+        index, inside = interface.new_index(), interface.new_index()
         # Of this bridge alone, as its index is; without addresses there is no guard, and no group.
         group = 0 if self.subnet is None else self._index
         pair = rtnl.veth_add(port, peer, peer_index=inside, peer_mac=mac, index=index, up=True,
@@ -419,7 +420,7 @@ class Bridge(links.Owned):
         mark = rtnl.link_set(index, alias=self._mark, hairpin=True)
         wanted = [rtnl.link_set(inside, up=True)]
         for address, subnet, gateway in self.routing(*addresses):
-            wanted.append(rtnl.address_add(inside, links.interface(address, subnet)))
+            wanted.append(rtnl.address_add(inside, interface.with_prefix(address, subnet)))
             wanted.append(rtnl.route_add(None, gateway=gateway, index=inside))
         return Cable(pair, mark, tuple(wanted))
 

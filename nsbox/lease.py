@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
-from nsbox import later, links, nft, proxy, rtnl
+from nsbox import interface, later, nft, proxy, rtnl
 from nsbox.errors import NetworkError, Unavailable
 from nsbox.identity import Identity, may_be_named
 from nsbox.netallow import parse_allow
@@ -57,12 +57,12 @@ class Lease:
         self.address: Address | None = None
         self.address6: Address | None = None
         self.published: tuple[Published, ...] = ()
-        self.port_name = links.new_name()
+        self.port_name = interface.new_name()
         self.mac = ""
         self._served: list[proxy.Port] = []
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
-            self.mac = links.new_mac() if self.address is None else mac_of(self.address)
+            self.mac = interface.new_mac() if self.address is None else mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
             self._publish()
             self._name()

@@ -10,8 +10,8 @@ from nsbox import nslist, probe, wiring
 from nsbox.compile import compile_pause
 from nsbox.container import Container
 from nsbox.errors import NetworkError, SpecError, StateError
+from nsbox.interface import Interface
 from nsbox.keywords import make_spec
-from nsbox.links import Interface
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
 from nsbox.process import dev_null

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from nsbox import probe
 from nsbox.errors import StateError
 from nsbox.identity import alone
+from nsbox.interface import Interface
 from nsbox.lease import ETH0, Lease
-from nsbox.links import Interface
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl
 

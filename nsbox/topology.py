@@ -25,8 +25,8 @@ from nsbox.checks import flag
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NetworkError, NsboxError, SpecError, StateError
 from nsbox.forgotten import forgotten
+from nsbox.interface import check_name
 from nsbox.keywords import make_spec
-from nsbox.links import check_name
 from nsbox.nodes import FOREVER, FORWARD, SYSCTLS, Host, Link, Network, Router, Switch
 from nsbox.pings import PingMatrix, ping_all
 from nsbox.podspec import is_dns_label
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from ipaddress import IPv4Interface, IPv4Network
 
-    from nsbox.links import Interface
+    from nsbox.interface import Interface
     from nsbox.nodes import Node
     from nsbox.rtnl import Rtnl
     from nsbox.wiring import End, Wiring

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from nsbox.links import Interface
+    from nsbox.interface import Interface
 
 pytestmark = pytest.mark.userns
 

@@ -43,7 +43,7 @@ FLOORS: dict[int, str] = {
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "spawn templates idmapped watch cputime ring logs lifecycle result streams sandbox converse "
     "command popen namespace enter ports terminal sandboxes elsewhere "
-    "netlink links proxy egress router lease bridge plugged pings",
+    "netlink interface links proxy egress router lease bridge plugged pings",
     6: "control contents container",
     7: "podspec podcontainer pod nodes topology",
     8: "workloads kube executor pool aio prober trials diagnosis doctor cli __main__",
