@@ -235,11 +235,11 @@ int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms)
 /*
  * Receives until it is decided how the set-up ended: STARTED, FAILED, or ENDED without
  * either (killed on the way); or until a BARRIER, after whose answer it is called again.
- * *pidfd is filled in as soon as it is known, *tree by a barrier or ROOM, and the pid in record[1], which
- * keeps what has come so far: a call that a signal ended is made again. -ETIMEDOUT: no record
- * came for so long.
+ * *handed is filled in as descriptors arrive, and the pid in record[1], which keeps what has come
+ * so far: a call that a signal ended is made again. -ETIMEDOUT: no record came for so long.
  */
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tree, int timeout_ms)
+int nsb_await_start(int channel, struct nsb_record *record, struct nsb_handed *handed,
+		    int timeout_ms)
 {
 	struct nsb_record *early = &record[1];
 	int32_t *executing = &early->status; /* which no early record has */
@@ -250,8 +250,9 @@ int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tre
 		if (got <= 0)
 			return got ? got : -ETIMEDOUT;
 		if (fd >= 0)
-			*(record->kind == NSB_BARRIER || record->kind == NSB_ROOM ? tree : pidfd) =
-				fd;
+			*(record->kind == NSB_BARRIER ? &handed->tree
+			  : record->kind == NSB_ROOM  ? &handed->room
+						      : &handed->pidfd) = fd;
 		if (record->kind == NSB_ROOM) {
 			continue;
 		} else if (record->kind == NSB_SPAWNED) {

@@ -175,6 +175,13 @@ struct nsb_record {
 	char call[16];
 };
 
+/* Descriptors that came with the records of one set-up; -1: none. */
+struct nsb_handed {
+	int pidfd;
+	int tree; /* by a BARRIER */
+	int room; /* by ROOM */
+};
+
 enum nsb_request_kind {
 	NSB_REQ_SPAWN =
 		1,     /* text: the plan. Descriptors: channel, the plan if not in text, slots */
@@ -192,7 +199,8 @@ int nsb_launcher_start(int exe, int control, int lock, int owner_pidfd);
 int nsb_submit(int control, const void *plan, size_t size, const int *fds, unsigned int nfds);
 int nsb_sweep(int control, const char *text, size_t size);
 int nsb_receive(int channel, struct nsb_record *record, int *fd, int timeout_ms);
-int nsb_await_start(int channel, struct nsb_record *record, int *pidfd, int *tree, int timeout_ms);
+int nsb_await_start(int channel, struct nsb_record *record, struct nsb_handed *handed,
+		    int timeout_ms);
 long nsb_raw(long nr, long a, long b, long c, long d, long e);
 int nsb_view(uint64_t *view, unsigned int count);
 /* <<< cffi */

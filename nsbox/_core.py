@@ -124,17 +124,16 @@ def raw_syscall(number: int, *args: int | bytes | None) -> int:
 class Starting:
     """Waits for the outcome of one spawn's set-up. *pid* and *pidfd* appear as it goes on."""
 
-    __slots__ = ("_channel", "_pidfd", "_raw", "_tree")
+    __slots__ = ("_channel", "_handed", "_raw")
 
     def __init__(self, channel: int) -> None:
         self._channel = channel
         self._raw = _ffi.new("struct nsb_record[2]")  # the last one, and what came before
-        self._pidfd = _ffi.new("int *", -1)
-        self._tree = _ffi.new("int *", -1)
+        self._handed = _ffi.new("struct nsb_handed *", (-1, -1, -1))
 
     @property
     def pidfd(self) -> int:
-        return int(self._pidfd[0])
+        return int(self._handed.pidfd)
 
     @property
     def pid(self) -> int:
@@ -142,12 +141,17 @@ class Starting:
 
     def take_tree(self) -> int:
         """The mount that a barrier handed over, once; -1 for none."""
-        fd, self._tree[0] = int(self._tree[0]), -1
+        fd, self._handed.tree = int(self._handed.tree), -1
+        return fd
+
+    def take_room(self) -> int:
+        """The directory that came without waiting, once; -1 for none."""
+        fd, self._handed.room = int(self._handed.room), -1
         return fd
 
     def next(self, timeout_ms: int = -1) -> Record:
         """STARTED, FAILED, BARRIER, or ENDED; raises as ``receive`` does, and TimeoutError."""
-        _check(_lib.nsb_await_start(self._channel, self._raw, self._pidfd, self._tree, timeout_ms))
+        _check(_lib.nsb_await_start(self._channel, self._raw, self._handed, timeout_ms))
         return _record(self._raw[0])
 
 

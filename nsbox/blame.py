@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,8 @@ def _hint(step: str, err: int, call: str) -> str:
 
         found = remedies.Found(False, call, err, step=step)
         if call != "fsmount" or remedies.mounts_proc(found):
-            asked = remedies.remedy("", found, facts.look()).hint()
+            with contextlib.suppress(Exception):  # of an odd host: no hint is worth the error
+                asked = remedies.remedy("", found, facts.look()).hint()
     return asked or _HINTS.get((call, err), "")
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
@@ -441,12 +441,11 @@ class Bridge(links.Owned):
             raise NetworkError(e.errno or 0, f"{what} of {self.name}", str(e)) from e
 
     def redirect(self, entry: Published) -> None:
-        """Datagrams of those that have asked its ports already."""
-        own = {one.ip for _, one in self._route.addresses()}
-        try:
+        """Datagrams of those that have asked its ports already: else they wait until the kernel
+        forgets them, which is no reason to publish nothing."""
+        with suppress(OSError):
+            own = {one.ip for _, one in self._route.addresses()}
             conntrack.redirect(self._rules, entry, own)
-        except OSError as e:
-            raise NetworkError(e.errno or 0, f"publish of {self.name}", str(e)) from e
 
     def release(self, entry: Published) -> None:
         """Soon, as nobody waits for it; unless it is published again till then."""

@@ -148,10 +148,7 @@ class _Conversation:
         """False: that was more output than it may have."""
         sink = self._sinks.get(fd)
         if sink is not None:
-            if not news & select.POLLIN:
-                sink.end()
-                self._poll.unregister(fd)
-            elif sink.stuck():
+            if news & select.POLLIN and sink.stuck():
                 self._poll.unregister(fd)
                 self._stuck.append(fd)
             elif not sink.read():

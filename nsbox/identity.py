@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import etc, hostsfile, launcher, netspec
+from nsbox import etc, hostsfile, launcher, netspec, probe
 from nsbox.errors import SpecError
 from nsbox.profile import PROFILES
 from nsbox.registry import directory
@@ -57,6 +57,7 @@ class Identity:
         self.files = dict(files or {})
         self.asked: dict[str, str] = {}
         self.place: Lease | None = None
+        self._copies: dict[str, str] = {}
         self._undo = ExitStack()
 
     def callback(self, undo: Callable[..., Any], *args: Any) -> None:
@@ -81,14 +82,30 @@ class Identity:
             if where in taken:  # the caller's own is over it
                 continue
             if _has_room(spec, where):
-                files.append((path, where))
+                files.append((self._copy(path) if _may_write(spec) else path, where))
             elif where in self.asked:
                 raise SpecError(self.asked[where], f"the root has no {where} of its own for it")
         return replace(spec, hostname=self.hostname, net_mounts=tuple(files))
 
+    def _copy(self, path: str) -> str:
+        """For who could write to what is the whole network's."""
+        if path not in self._copies:
+            copy = _new_path(f"own-{os.path.basename(path)}")
+            self._undo.callback(hostsfile.remove, copy)
+            write(copy, hostsfile.text_of(path))
+            self._copies[path] = copy
+        return self._copies[path]
+
     def close(self) -> None:
         """Idempotent."""
         self._undo.close()
+
+
+def _may_write(spec: Spec) -> bool:
+    """An ordinary user's files are its sandboxes' too: a read-only mount of one can be made
+    writable with CAP_SYS_ADMIN. Root's are not those of a sandbox with ids of its own."""
+    names = PROFILES[spec.profile].capabilities if spec.capabilities is None else spec.capabilities
+    return (names is None or "SYS_ADMIN" in names) and not probe.host().privileged
 
 
 def _has_room(spec: Spec, where: str) -> bool:
@@ -151,10 +168,10 @@ class HostNames:
     def take_new(self, name: str) -> str:
         """*name*, or one like it that nobody else has."""
         with self._lock:
-            number, free = 1, name
+            number, free, stem = 1, name, name[: _MOST_NAME - 9].rstrip("-.")
             while self._used[free]:
                 number += 1
-                free = f"{name[: _MOST_NAME - 9]}-{number}"
+                free = f"{stem}-{number}"
             return self._take(free)
 
     def _take(self, name: str) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 #: Of all networks of this process that are in use, each by the name of its port.
 _leases: WeakValueDictionary[str, Lease] = WeakValueDictionary()
+os.register_at_fork(after_in_child=_leases.clear)
 
 ETH0 = "eth0"
 _TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -97,9 +98,12 @@ class Lease:
         else:
             who = self._bridge.named(spec, "")
             who.files = {**own.files, **who.files}
+            shared = ExitStack()  # ends with either: the address may be a stranger's then
+            who.callback(shared.close)
+            self._undo.callback(shared.close)
             try:
                 for name in who.names:
-                    self._add_name(name, who.callback)
+                    self._add_name(name, shared.callback)
             except BaseException:
                 who.close()
                 raise
@@ -121,12 +125,13 @@ class Lease:
         self.member = Member(self.port_name, self.mac, addresses)
         add += guarded(self._bridge.table, self.member)
         gone += guarded(self._bridge.table, self.member, delete=True)
+        datagrams = [one for one in entries if one.protocol == "udp" and not one.by_proxy]
+        for entry in datagrams:  # forgotten after the rules have gone, or it is learned again
+            self._undo.callback(self._bridge.while_open, self._bridge.release, entry)
         self._bridge.transact(add, "publish")
-        for entry in entries:
-            if entry.protocol == "udp" and not entry.by_proxy:
-                self._undo.callback(self._bridge.while_open, self._bridge.release, entry)
-                self._bridge.redirect(entry)
         self._undo.callback(self._bridge.while_open, self._bridge.transact, gone, "publish")
+        for entry in datagrams:
+            self._bridge.redirect(entry)
 
     def _choose(self, ports: Publish, offset: int) -> Published:
         """One range, held: nsbox's other networks, and programs of the host, cannot have it."""
@@ -135,11 +140,22 @@ class Lease:
         entry = Published(address, ports.port + offset, held[0].getsockname()[1],
                           cast("Protocol", ports.protocol), count, ports.address)  # fmt: skip
         if entry.by_proxy or self._bridge.router is not None:
-            self._served += [proxy.Port(one, address, entry.port + i) for i, one in enumerate(held)]
+            for i, one in enumerate(held):
+                self._listen(one, ports)  # from now on nobody else can have it
+                self._served.append(proxy.Port(one, address, entry.port + i))
         else:  # nobody is to listen there beside us
             for one in held:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         return entry
+
+    @staticmethod
+    def _listen(held: socket.socket, ports: Publish) -> None:
+        try:
+            proxy.listen(held)
+        except OSError as e:  # another one was bound there, and was quicker
+            port = held.getsockname()[1]
+            raise Unavailable("publish", f"{ports.protocol} port {port}: {e.strerror}",
+                              err=e.errno or 0) from e  # fmt: skip
 
     def _inside(self, ports: Publish) -> Address:
         address = self.address6 if ports.version == 6 else self.address
@@ -225,5 +241,5 @@ def _holder(ports: Publish, port: int) -> str:
             for host, here, there, protocol in lease.ports
         ):
             return str(lease)
-    pid = program_with(_TYPES[ports.protocol], port)
+    pid = program_with(_TYPES[ports.protocol], ports.address, port)
     return f"process {pid}, which uses nsbox," if pid else ""

@@ -223,10 +223,15 @@ def open_names(build: Build) -> None:
 
 def _add_names(build: Build, make: bool) -> None:
     for slot, dst in build.names:
-        build.add(Attach(slot, dst, "net", make and not build.template))
+        build.add(Attach(slot, dst, "net", make and not _has_net_files(build)))
     if build.names and build.template:
         # Opened where mounts may be shared with the host: what is mounted on them stays here.
         build.add(mounts_private("net"))
+
+
+def _has_net_files(build: Build) -> bool:
+    """A host root from a template, which has empty ones to be mounted upon."""
+    return build.template and build.spec.root.kind == "host"
 
 
 def enter_template(build: Build) -> None:
@@ -322,11 +327,20 @@ class MountParts:
             self.binds[i] = build.open_tree(mount.src, _SAFE, f"mounts[{i}]")
 
 
+def _check_read_only(build: Build, mount: Mount, source: str) -> None:
+    why = "CAP_SYS_ADMIN inside makes it writable again"
+    if not mount.ro:
+        return
+    if "SYS_ADMIN" in (build.spec.capabilities or ()):
+        build.cannot(source, f"ro=True cannot hold: {why}",
+                     hint="say ro=False, or leave SYS_ADMIN out of capabilities=")  # fmt: skip
+    elif build.spec.capabilities is None and build.profile.capabilities is None:
+        build.applied["read-only mounts"] = f"not locked: {why}"
+
+
 def _open_bind(build: Build, mount: Mount, source: str) -> Slot:
     attrs = _SAFE | (_READONLY if mount.ro else 0)
-    if mount.ro and "SYS_ADMIN" in (build.spec.capabilities or ()):
-        build.cannot(source, "ro=True cannot hold: CAP_SYS_ADMIN inside makes it writable again",
-                     hint="say ro=False, or leave SYS_ADMIN out of capabilities=")  # fmt: skip
+    _check_read_only(build, mount, source)
     host = build.host
     inside = (build.uid, build.gid)
     is_caller = build.id_map == "single" or (not build.in_userns

@@ -98,8 +98,9 @@ def add_overlay(build: Build, parts: Layers, size: int, inodes: int, tmp: bool) 
 def _mount_points(build: Build) -> tuple[str, ...]:
     """What set-up itself may make in the upper directory: no change of the payload's."""
     found = {"/dev", "/proc", "/tmp"}
-    for mount in build.spec.mounts:
-        parts = mount.dst.split("/")
+    for dst in (*(mount.dst for mount in build.spec.mounts),
+                *(dst for _, dst in build.spec.net_mounts)):  # fmt: skip
+        parts = dst.split("/")
         found.update("/".join(parts[:i]) for i in range(2, len(parts) + 1))
     return tuple(sorted(found))
 

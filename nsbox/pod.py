@@ -458,12 +458,12 @@ class Pod(Plugged):
     @property
     def label(self) -> NetLabel:
         """What makes it one of the values of ``net=`` of others, who share its network."""
-        label = getattr(self.net, "label", None)
-        guarded = self._guarded() or (label is not None and label.guarded)
-        return NetLabel(f"that of pod {self.name}", self, joined=True, guarded=guarded)
+        return NetLabel(f"that of pod {self.name}", self, joined=True, guarded=self._guarded())
 
     def _guarded(self) -> bool:
-        return self._pause_keywords["egress"] is not None
+        """Whether rules of egress are in its network, which may be that of another."""
+        label = getattr(self.net, "label", None)
+        return self._pause_keywords["egress"] is not None or getattr(label, "guarded", False)
 
     def joins(self) -> tuple[tuple[str, ...], int, str]:
         """For nsbox's own use: see ``Namespace.joins``."""

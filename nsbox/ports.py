@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import re
 import socket
-import stat
 from contextlib import suppress
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +19,12 @@ from nsbox import registry, shared, syscalls
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from nsbox.netspec import Address
+
 _TAIL = 4096
 _REFUSED = re.compile(r"address already in use|EADDRINUSE", re.IGNORECASE)
 _NUMBER = re.compile(r"\d+")
+_ALL = IPv4Address(0)
 #: Of tcp and udp: the state, in hexadecimal, of a socket that holds its port for others.
 _HOLDS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 
@@ -50,31 +53,43 @@ def listeners(pid: int) -> list[Listener]:
     return found
 
 
-def program_with(kind: int, port: int) -> int:
-    """Which other process with networks of nsbox's has the port, of sockets of *kind*, where this
-    thread is. A port that is bound, and not listened at, is in no list of the kernel's; so its
-    sockets are looked at, as ptrace(2) lets it. 0: it is none of them, or cannot be told."""
+def program_with(kind: int, address: Address | None, port: int) -> int:
+    """Which other process with networks of nsbox's has the port, of sockets of *kind*, at *address*
+    where this thread is; None for all. A port that is bound, and not listened at, is in no list of
+    the kernel's; so its sockets are looked at, as ptrace(2) lets it. 0: it is none of them, or
+    cannot be told."""
     for pid in {owner.pid for owner in registry.owners()} - {os.getpid()}:
         with suppress(OSError):
             pidfd = syscalls.pidfd_open(pid)
             try:
-                if any(
-                    _has_port(pidfd, int(fd), kind, port) for fd in os.listdir(f"/proc/{pid}/fd")
-                ):
-                    return pid
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    with suppress(OSError):  # it was closed meanwhile
+                        # No copy of a file's: to close it would end this process's own locks.
+                        if not os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                            continue
+                        if _has_port(syscalls.pidfd_getfd(pidfd, int(fd)), kind, address, port):
+                            return pid
             finally:
                 os.close(pidfd)
     return 0
 
 
-def _has_port(pidfd: int, fd: int, kind: int, port: int) -> bool:
-    taken = syscalls.pidfd_getfd(pidfd, fd)
-    if not stat.S_ISSOCK(os.fstat(taken).st_mode):
+def _has_port(taken: int, kind: int, address: Address | None, port: int) -> bool:
+    """Of this socket, which it closes."""
+    try:
+        one = socket.socket(fileno=taken)
+    except OSError:  # of a family that says nothing of itself
         os.close(taken)
-        return False
-    with socket.socket(fileno=taken) as one:
-        known = one.family in (socket.AF_INET, socket.AF_INET6) and one.type == kind
-        return known and one.getsockname()[1] == port and shared.network(taken) == shared.network()
+        raise
+    with one:
+        if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != kind:
+            return False
+        where, bound, *_ = one.getsockname()
+        if bound != port or shared.network(taken) != shared.network():
+            return False
+        there, wanted = ip_address(where), address or _ALL
+        either = there.is_unspecified or wanted.is_unspecified
+        return there.version == wanted.version and (either or there == wanted)
 
 
 def _mount_namespace(pid: int | str) -> int:

@@ -212,14 +212,16 @@ class Process:
     def _look_at_room(self) -> None:
         """Before the file system goes with its last descriptor: what of it is used up?"""
         fd, self._room = self._room, -1
-        if fd >= 0:
-            step = next(step for step in self.plan.steps if isinstance(step, HandRoom))
-            try:
-                status = os.fstatvfs(fd)
-            finally:
-                os.close(fd)
-            left = {"disk": status.f_bfree, "inodes": status.f_ffree}
-            self.used_up = tuple(limit for limit in step.limits if not left[limit])
+        if fd < 0:
+            return
+        try:
+            status = os.fstatvfs(fd)
+        finally:
+            os.close(fd)
+        left = {"disk": status.f_bfree, "inodes": status.f_ffree}
+        for step in self.plan.steps:
+            if isinstance(step, HandRoom):
+                self.used_up = tuple(limit for limit in step.limits if not left[limit])
 
     def _lose(self) -> None:
         """Nobody is left to report: the kernel ends the child by its parent-death signal, and

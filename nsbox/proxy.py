@@ -60,7 +60,7 @@ def serve(ports: list[Port], inside: Namespace | None = None) -> ExitStack:
         for at in range(0, len(ports), _MOST):
             some = ports[at : at + _MOST]
             for port in some:
-                _listen(port.listener)
+                listen(port.listener)
             descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
             descriptors |= {Slot("pass", _FIRST + i): port.listener.fileno()
                             for i, port in enumerate(some)}  # fmt: skip
@@ -71,7 +71,7 @@ def serve(ports: list[Port], inside: Namespace | None = None) -> ExitStack:
         return undo.pop_all()
 
 
-def _listen(listener: socket.socket) -> None:
+def listen(listener: socket.socket) -> None:
     """Datagrams have to be answered from the address that they were sent to."""
     if listener.type == socket.SOCK_STREAM:
         listener.listen(_BACKLOG)

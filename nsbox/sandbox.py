@@ -99,7 +99,8 @@ def _spec_key(args: Any, keywords: dict[str, Any]) -> object:
     """The same for the same arguments, which then need not be checked again; None where what
     they mean may change: a relative root. It cannot be hashed where they cannot be compared."""
     root = keywords.get("root")
-    if not (root is None or type(root) is Rootfs) and isinstance(root, (str, os.PathLike)):
+    known = root is None or type(root) is Rootfs  # which is quicker told than what it is not
+    if not known and isinstance(root, (str, os.PathLike)):
         return None
     values = (args, *keywords.values())
     plain = [_plain(value) if type(value) in _SEQUENCES else value for value in values]

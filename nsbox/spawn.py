@@ -260,7 +260,10 @@ def _await_start(process: Process, deadline: float | None) -> None:
             _serve_barrier(process, record, starting.take_tree())
     finally:
         process._know_pidfd()
-        process.take_room(starting.take_tree())
+        process.take_room(starting.take_room())
+        untaken = starting.take_tree()  # of a barrier that was interrupted
+        if untaken >= 0:
+            os.close(untaken)
     if record.kind == Kind.FAILED:
         raise setup_error(plan, plan.timeline_index(record.op), record.err, record.call)
     if record.kind == Kind.ENDED:

@@ -85,10 +85,6 @@ class Sink:
         with contextlib.suppress(OSError):  # the user has too many by now
             fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, size)
 
-    def end(self) -> None:
-        """Nobody has the other end, and nothing is left in it: POLLHUP without POLLIN."""
-        self._ended = True
-
     def has_news(self) -> bool:
         """Whether to read would not block. What epoll told may have been of another descriptor,
         closed since, whose number this one got."""
