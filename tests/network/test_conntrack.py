@@ -172,3 +172,23 @@ while True:
                 command = ["python3", "-c", serve, name]
                 with nsbox.Container(command, net=net, publish="8080:80/udp"):
                     poll_until(lambda name=name: name in b.logs(), 3, what=name)
+
+
+@elsewhere
+def test_a_list_that_cannot_be_had_keeps_no_port_from_being_published() -> None:
+    import errno
+    import os
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    whole, conntrack.redirect = conntrack.redirect, fails
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        for name in ("one", "two"):
+            with (
+                server(name, net, 53, "udp", publish="53:53/udp") as box,
+                client(world.outside, HOST) as ask,
+            ):
+                comes(ask, name)
+                assert box.ports
+    conntrack.redirect = whole

@@ -334,3 +334,29 @@ def test_sixty_four_at_once_all_get_their_own_place() -> None:
             assert pings(last, "box-0")
             list(pool.map(nsbox.Container.close, boxes))
         assert net.leases == ()
+
+
+@elsewhere
+def test_an_interrupt_between_a_barrier_and_its_answer_is_one_and_leaves_nothing() -> None:
+    import os
+
+    from nsbox import _core
+
+    whole = _core.Starting.next
+
+    def interrupted(self: _core.Starting, timeout_ms: int = -1) -> _core.Record:
+        record = whole(self, timeout_ms)
+        if record.kind == 3:  # BARRIER
+            raise KeyboardInterrupt
+        return record
+
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("a", net):
+        opened = len(os.listdir("/proc/self/fd"))
+        _core.Starting.next = interrupted
+        for _ in range(3):
+            with raises(KeyboardInterrupt):
+                nsbox.run(["true"], net=net)
+        _core.Starting.next = whole
+        assert later.settle(5)
+        assert len(os.listdir("/proc/self/fd")) == opened
+        assert nsbox.run(["true"], net=net).ok

@@ -342,3 +342,74 @@ def test_names_of_an_ordinary_user_s_network() -> None:
     with nsbox.Pod("web", [app], net="host") as pod:
         assert who(pod["app"]) == ("web", "web", ["127.0.1.1"])
     assert pod.ip is None
+
+
+# -- what is shared stays what it is -----------------------------------------------------------
+
+
+@elsewhere
+def test_the_name_of_who_shares_a_place_ends_with_the_place_too() -> None:
+    with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("other", net) as other:
+        first = idle("first", net).start()
+        address = str(first.ip)
+        with nsbox.Container(["sleep", "1000"], net=first, hostname="guest"):
+            assert finds(other, "guest") == address
+            first.close()
+            assert finds(other, "guest") is None
+            with idle("second", net, address=address):
+                assert finds(other, "second") == address
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_a_writable_directory_is_a_root_in_a_network_whatever_the_profile() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    for profile in ("none", "strict"):
+        with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+            root = nsbox.Rootfs.dir(kit.busybox_root(Path(where) / "root"), ro=False)
+            keywords = {"root": root, "profile": profile, "capture_output": True, "text": True}
+            done = nsbox.run(["cat", "/etc/hostname"], net=net, **keywords)
+            assert done.stdout == "sandbox\n", done
+
+
+@elsewhere
+def test_files_of_the_network_are_no_change_of_an_overlay() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+        lower = kit.busybox_root(Path(where) / "root")
+        for script, changes in (("true", []), ("echo x > /data/x", ["/data/x"])):
+            done = nsbox.run(["sh", "-c", script], root=nsbox.Rootfs.overlay(lower), net=net,
+                             user=0, profile="standard")  # fmt: skip
+            assert [change.path for change in done.changes] == changes
+
+
+@rootless()
+def test_who_may_mount_rewrites_no_file_of_the_others() -> None:
+    script = """
+    for file in /etc/hosts /etc/resolv.conf /etc/hostname; do
+        mount -o remount,bind,rw $file
+        echo 192.0.2.66 evil >> $file
+    done
+    grep -l evil /etc/hosts
+    """
+    with (
+        nsbox.Network(nat=False, dns=["192.0.2.7"]) as net,
+        nsbox.Container(["sleep", "1000"], name="victim", net=net) as victim,
+    ):
+        for keywords in ({"profile": "none"}, {"capabilities": ["SYS_ADMIN"], "user": 0}):
+            done = nsbox.run(
+                ["sh", "-c", script], net=net, capture_output=True, text=True, **keywords
+            )
+            assert "/etc/hosts" in done.stdout, "so it could, if it were theirs"
+            for name in ("hosts", "resolv.conf", "hostname"):
+                text = victim.exec(["cat", f"/etc/{name}"], capture_output=True, text=True).stdout
+                assert text
+                assert "evil" not in text

@@ -285,6 +285,8 @@ def test_what_a_pod_may_reach_holds_for_each_of_its_containers() -> None:
             ]
             with raises(nsbox.SpecError, "net"):
                 nsbox.run(["true"], net=pod, capabilities=[name])
+            with raises(nsbox.SpecError, "containers['a'].capabilities"):
+                nsbox.Pod("bad", [spec("a", capabilities=[name])], net=pod)
         with (
             raises(nsbox.SpecError),
             nsbox.Pod("bad", [spec("a", profile="none")], net=net, egress=allowed),

@@ -259,20 +259,29 @@ def test_another_process_enters_a_container_with_published_ports() -> None:
 _OTHER = """
 import sys, nsbox
 with nsbox.Network() as net, nsbox.Container(["sleep", "1000"], net=net,
-                                             publish=["8080:80", "53:53/udp"]):
+                                             publish=["8080:80", "53:53/udp"]), open(sys.argv[1]):
     print(flush=True)
     sys.stdin.read()
 """
 
 
+_TRY = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+
+
 @elsewhere
 def test_another_process_that_has_a_port_is_named() -> None:
+    """To look at what it has open ends no lock of ours: close(2) of any copy of the file would."""
+    import fcntl
+    import tempfile
+
     with (
+        tempfile.NamedTemporaryFile("w") as file,
         subprocess.Popen(
-            [sys.executable, "-c", _OTHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", _OTHER, file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as other,
         nsbox.Network("nsb0", subnet=SUBNET) as net,
     ):
+        fcntl.lockf(file, fcntl.LOCK_EX)
         assert other.stdin is not None
         assert other.stdout is not None
         assert other.stdout.readline() == b"\n"
@@ -280,6 +289,8 @@ def test_another_process_that_has_a_port_is_named() -> None:
             with raises(nsbox.Unavailable, "publish") as said, idle("b", net, publish=wanted):
                 pass
             assert said[0].endswith(f", process {other.pid}, which uses nsbox, has it"), said
+        locked = subprocess.run([sys.executable, "-c", _TRY, file.name], capture_output=True)
+        assert b"BlockingIOError" in locked.stderr
         other.stdin.close()
 
 

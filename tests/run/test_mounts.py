@@ -217,6 +217,8 @@ def test_a_read_only_bind_is_refused_beside_the_capability_to_remount_it(tmp_pat
     done = kit.sh(script, mounts=readonly, best_effort=True, **keywords)
     assert "missing: ro=True cannot hold" in done.enforcement["mounts[0]"]
     assert (tmp_path / "d/x").exists(), "so it is right to refuse"
+    done = kit.sh("true", mounts=readonly, profile="none")
+    assert done.applied["read-only mounts"].startswith("not locked")
 
 
 def test_a_bind_of_nothing_is_an_error_that_names_the_mount() -> None:

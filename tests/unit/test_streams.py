@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from nsbox import streams
+from nsbox import converse, streams
 
 pytestmark = pytest.mark.leaks_ok("pipes within this process, which the tests close")
 
@@ -77,3 +79,19 @@ def test_a_closed_stream_is_at_its_end() -> None:
     assert not sink.read()
     streams.take(sink)
     os.close(write_end)
+
+
+def test_what_is_in_a_pipe_is_read_though_only_its_end_was_told() -> None:
+    """pipe_poll() looks for data first, and then for writers: one may write and go in between."""
+    read, write = os.pipe()
+    os.write(write, b"last words")
+    os.close(write)
+    here, there = os.pipe()
+    sink = streams.Sink(read, keep=True)
+    process: Any = SimpleNamespace(fileno=lambda: here, oom_fd=-1, cpu_limit=None)
+    conversation = converse._Conversation(process, None, [sink])
+    assert conversation._serve(read, select.POLLHUP)
+    sink.drain()
+    assert sink.hand_over() == b"last words"
+    for fd in (read, here, there):
+        os.close(fd)
