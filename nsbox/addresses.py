@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of a subnet, and ports of the host: each is lent to one container at a time.
+"""Addresses of a subnet: each is lent to one container at a time.
 
 That holds for all threads and processes of the user in one network namespace. What was given back
 is lent again last, so that whoever still sends to it, by an old connection, meets nobody for as
@@ -23,8 +23,6 @@ from nsbox.shared import Shared
 if TYPE_CHECKING:
     from nsbox.netspec import Address, Subnet
 
-#: IANA's dynamic ports, RFC 6335: nobody expects a service of a fixed port there.
-DYNAMIC_PORTS = range(49152, 65536)
 _MOST = 1 << 16
 _LENT = 1 << 63
 _WORD = 8
@@ -212,62 +210,3 @@ def counterpart(address: Address, subnet: Subnet, other: Subnet) -> Address:
     if place >= min(other.num_addresses, _MOST) - (1 if other.version == 4 else 0):
         raise SpecError("subnet", f"{other} has no place for what is {address} in {subnet}")
     return ipaddress.ip_address(int(other.network_address) + place)
-
-
-class PortPool:
-    """Ports of the host for published ones that may have any number: 49152 to 65535.
-
-    They are lent as addresses are. That no other program listens there, only bind(2) can tell.
-
-    Args:
-        protocol: ``"tcp"`` or ``"udp"``.
-        ports: to choose from.
-    """
-
-    def __init__(self, protocol: str, ports: range = DYNAMIC_PORTS) -> None:
-        self.protocol, self.ports = protocol, ports
-        self._slots = Slots(f"ports-{protocol}-{ports[0]}", len(ports))
-
-    def take(self, wanted: int | None = None) -> int:
-        """A port that no other published one has; *wanted* is one of the pool's.
-
-        Raises:
-            SpecError: the wanted one is not of the pool.
-            Unavailable: it is lent, or all are.
-        """
-        if wanted is None:
-            number = self._slots.take()
-            if number is None:
-                raise Unavailable("publish", f"all ports of {self._said} are in use",
-                                  err=errno.EADDRNOTAVAIL)  # fmt: skip
-            return self.ports[number]
-        if wanted not in self.ports:
-            raise SpecError("publish", f"{wanted} is not one of {self._said}")
-        number = self.ports.index(wanted)
-        if not self._slots.take_this(number):
-            raise Unavailable(
-                "publish", f"{self.protocol} port {wanted} is lent by "
-                f"{self._slots.holder(number)}", err=errno.EADDRINUSE,
-            )  # fmt: skip
-        return wanted
-
-    @property
-    def _said(self) -> str:
-        return f"{self.protocol} {self.ports[0]} to {self.ports[-1]}"
-
-    def give(self, port: int) -> None:
-        """Nothing is published there any more. Raises ValueError if it was not taken here."""
-        self._slots.give(self.ports.index(port))
-
-    def close(self) -> None:
-        """Give all back; idempotent."""
-        self._slots.close()
-
-    def __enter__(self) -> PortPool:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<nsbox.addresses.PortPool {self._said}>"

@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nsbox.checks import listed_name
 from nsbox.cli.output import clean, print_json, say
 from nsbox.errors import SpecError
 
@@ -321,6 +322,8 @@ def run(arguments: argparse.Namespace) -> int:
     from nsbox.popen import Popen
 
     command, options = _command(arguments), keywords(arguments)
+    if arguments.name:
+        listed_name(arguments.name, "--name")
     forwarder = Forwarder()
     with contextlib.ExitStack() as stack:
         if arguments.net == "nat":

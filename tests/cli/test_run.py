@@ -342,3 +342,10 @@ def test_it_loads_nothing_that_it_has_no_use_for() -> None:
     assert "nsbox.spec" in loaded
     heavy = "asyncio rich multiprocessing concurrent.futures nsbox.pod nsbox.diagnosis"
     assert loaded & set(heavy.split()) == set()
+
+
+@pytest.mark.parametrize("name", ["a/b", "two\nlines", "x" * 256])
+def test_what_is_no_name_is_refused(name: str) -> None:
+    done = kit.nsbox("run", "--name", name, "true")
+    assert done.returncode == 125
+    assert "--name: " in done.stderr

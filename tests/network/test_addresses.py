@@ -414,31 +414,7 @@ print(count)
     assert left() == []
 
 
-# -- ports, and places ------------------------------------------------------------------------
-
-
-def test_ports_are_lent_as_addresses_are() -> None:
-    with addresses.PortPool("tcp") as pool, addresses.PortPool("tcp") as other, \
-         addresses.PortPool("udp") as udp:  # fmt: skip
-        ports = [pool.take(), other.take(), pool.take()]
-        assert ports == [49152, 49153, 49154]
-        assert udp.take() == 49152
-        pool.give(49152)
-        assert other.take() == 49155
-        assert other.take(49152) == 49152
-        with pytest.raises(Unavailable, match="tcp port 49152 is lent by process") as caught:
-            pool.take(49152)
-        assert caught.value.errno == errno.EADDRINUSE
-        for wrong in (0, 80, 65536):
-            with pytest.raises(SpecError):
-                pool.take(wrong)
-
-
-def test_all_ports_can_be_lent() -> None:
-    with addresses.PortPool("udp", range(50000, 50003)) as pool:
-        assert [pool.take() for _ in range(3)] == [50000, 50001, 50002]
-        with pytest.raises(Unavailable, match="all ports of udp 50000 to 50002"):
-            pool.take()
+# -- places -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
