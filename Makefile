@@ -54,10 +54,10 @@ fuzz: ## the checker of plans under a coverage-guided fuzzer; ARGS=600 for 600 s
 	@tools/fuzz.sh $(ARGS)
 
 .PHONY: soak
-soak: ## 10,000 sandboxes in one process, 1,000 with limits, 1,000 pods: nothing may grow
+soak: ## 10,000 sandboxes in one process, 1,000 with limits, 1,000 pods, 500 with addresses: nothing may grow
 	@tools/packages.sh build run
 	@tools/bootstrap.sh test
-	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s -o faulthandler_timeout=3600 tests/soak $(ARGS)
+	@NSBOX_SOAK=full $(BIN)/python -m pytest -p no:cacheprovider -s -o faulthandler_timeout=3600 tests/soak tests/network/test_many.py $(ARGS)
 
 .PHONY: lint
 lint: ## ruff, mypy --strict, clang-format, gcc -fanalyzer with warnings as errors
