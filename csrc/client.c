@@ -292,11 +292,18 @@ static struct {
 	long pid;
 } kept = { -1, 0 };
 
+/* In a forked child: it is its parent's. The pid alone would not tell, which is 1 for both where a
+ * container's first process makes another's. */
+void nsb_view_forget(void)
+{
+	kept.fd = -1;
+}
+
 static int namespaces_of_main(long pid)
 {
 	if (nsb_sys0(__NR_gettid) != pid)
 		return -1;
-	if (kept.fd < 0 || kept.pid != pid) { /* or it is the parent's, before a fork */
+	if (kept.fd < 0 || kept.pid != pid) {
 		kept.fd = sys_openat(AT_FDCWD, "/proc/thread-self/ns",
 				     O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
 		kept.pid = pid;

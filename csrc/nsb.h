@@ -9,6 +9,7 @@
  *     | <- SPAWNED, pidfd ---------- |                                   | op, op, op ...
  *     | <------------------------------------------------ BARRIER ------ |
  *     | ------------------------------------------------- one byte ----> |
+ *     | <------------------------------------------------ ROOM --------- | waits for nobody
  *     | <------------------------------------------------ EXECING ------ | execve
  *     | <- STARTED ----------------- |  (from PID 1 when it is nsbox-init)
  *     | <- ENDED, wait status ------ | waitid
@@ -203,6 +204,7 @@ int nsb_await_start(int channel, struct nsb_record *record, struct nsb_handed *h
 		    int timeout_ms);
 long nsb_raw(long nr, long a, long b, long c, long d, long e);
 int nsb_view(uint64_t *view, unsigned int count);
+void nsb_view_forget(void);
 /* <<< cffi */
 
 /* Turns the offsets in argv and envp into pointers, once, in a private copy of a checked plan. */

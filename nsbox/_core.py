@@ -108,6 +108,11 @@ def view() -> bytes:
     return bytes(_ffi.buffer(numbers))
 
 
+def view_forget() -> None:
+    """In a forked child, whose view is not its parent's."""
+    _lib.nsb_view_forget()
+
+
 def raw_syscall(number: int, *args: int | bytes | None) -> int:
     """Any system call of at most five arguments; bytes are passed by address, with a NUL behind.
 

@@ -188,6 +188,7 @@ def check_owner(pid: int) -> None:
 
 def _forget() -> None:
     """In a forked child: drop the parent's sockets, or its launcher would never see it end."""
+    _core.view_forget()
     for launcher in _launchers.values():
         launcher.drop()
     _launchers.clear()

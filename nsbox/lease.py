@@ -61,12 +61,14 @@ class Lease:
         self.port_name = interface.new_name()
         self.mac = ""
         self._served: list[proxy.Port] = []
+        self._guests: set[ExitStack] = set()  # names of those who share its place
         try:
             self.address, self.address6 = bridge.take_address(spec.address)
             self.mac = interface.new_mac() if self.address is None else mac_of(self.address)
             self._undo.callback(bridge.while_open, bridge.give_address, self.address)
             self._publish()
             self._name()
+            self._undo.callback(self._dismiss)
             self._undo.callback(bridge.forget, self)
             _leases[self.port_name] = self
             self._undo.callback(_leases.pop, self.port_name, None)
@@ -98,17 +100,23 @@ class Lease:
         else:
             who = self._bridge.named(spec, "")
             who.files = {**own.files, **who.files}
-            shared = ExitStack()  # ends with either: the address may be a stranger's then
-            who.callback(shared.close)
-            self._undo.callback(shared.close)
+            guest = ExitStack()  # ends with either: the address may be a stranger's then
+            self._guests.add(guest)
+            who.callback(self._dismiss, guest)
             try:
                 for name in who.names:
-                    self._add_name(name, shared.callback)
+                    self._add_name(name, guest.callback)
             except BaseException:
                 who.close()
                 raise
         who.place = self
         return who
+
+    def _dismiss(self, *guests: ExitStack) -> None:
+        """Idempotent."""
+        for guest in guests or tuple(self._guests):
+            self._guests.discard(guest)
+            guest.close()
 
     def _publish(self) -> None:
         if self._spec.publish and self.address is None:

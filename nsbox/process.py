@@ -205,7 +205,7 @@ class Process:
             self._ended = Ended(code, user, system, peak, record.inblock << 9, record.oublock << 9)
 
     def take_room(self, directory: int) -> None:
-        """Of the file system that its limits are of, see ``HandRoom``; -1 for none."""
+        """Of the file system that its limits are of, see ``HandRoom``."""
         with self._lock:
             self._room = directory
 

@@ -260,9 +260,9 @@ def _await_start(process: Process, deadline: float | None) -> None:
             _serve_barrier(process, record, starting.take_tree())
     finally:
         process._know_pidfd()
-        process.take_room(starting.take_room())
-        untaken = starting.take_tree()  # of a barrier that was interrupted
-        if untaken >= 0:
+        if (room := starting.take_room()) >= 0:
+            process.take_room(room)
+        if (untaken := starting.take_tree()) >= 0:  # of a barrier that was interrupted
             os.close(untaken)
     if record.kind == Kind.FAILED:
         raise setup_error(plan, plan.timeline_index(record.op), record.err, record.call)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -46,3 +47,37 @@ def test_what_a_barrier_hands_over_is_not_taken_for_the_process() -> None:
         finally:
             sleeper.kill()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+VIEW = """
+import ctypes, os, sys
+from nsbox import _core
+
+def number():
+    mine = f"/proc/{os.getpid()}/task/{os.getpid()}/ns"
+    return next(int(fd) for fd in os.listdir("/proc/self/fd")
+                if os.path.realpath(f"/proc/self/fd/{fd}") == mine)
+
+def move():
+    assert ctypes.CDLL(None).unshare(0x50000000) == 0  # NEWUSER and NEWNET
+
+import nsbox.launcher  # which tells a forked child that it is one
+before = _core.view()
+assert _core.view() == before
+os.dup2(os.open("/tmp", os.O_PATH), number())  # by somebody who closes what is not his
+assert _core.view() == before
+child = os.fork()
+if child == 0:
+    inherited = _core.view()
+    move()
+    os._exit(0 if inherited != before and _core.view() not in (before, inherited) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert _core.view() == before
+move()
+assert _core.view() != before
+"""
+
+
+def test_a_view_is_the_callers_own_whatever_became_of_the_directory_that_is_kept_for_it() -> None:
+    done = subprocess.run([sys.executable, "-c", VIEW], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
