@@ -38,13 +38,12 @@ int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name)
 	return open_below(cx, slash ? parent : "/", O_PATH | O_DIRECTORY);
 }
 
-/* Makes what is missing of a path, one component at a time, each looked up in the root anew:
- * a symlink on the way leads to where the payload would be led, never to the host. */
-int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
+/* Makes what is missing of the first length bytes of path, one component at a time, each looked
+ * up in the root anew: a symlink on the way leads to where the payload would be led, never to the
+ * host. op has what step_mkdir's has but the path. */
+int nsb_make_dirs(struct nsb_ctx *cx, const char *path, size_t length, const struct nsb_op *op)
 {
-	const char *path = nsb_str(cx, op->a);
 	char prefix[4096];
-	size_t length = nsb_strlen(path);
 	const char *name;
 	int err = 0, fd;
 
@@ -53,7 +52,7 @@ int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
 		return -ENAMETOOLONG;
 	for (size_t i = 1; i <= length; i++) {
 		prefix[i - 1] = path[i - 1];
-		if (path[i] != '/' && path[i] != 0)
+		if (i < length && path[i] != '/')
 			continue;
 		prefix[i] = 0;
 		fd = open_below(cx, prefix, O_PATH | O_DIRECTORY);
@@ -62,7 +61,7 @@ int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
 			if (fd < 0)
 				return fd;
 			cx->call = "mkdirat";
-			err = (int)nsb_sys3(__NR_mkdirat, fd, name, path[i] ? 0755 : op->n);
+			err = (int)nsb_sys3(__NR_mkdirat, fd, name, i < length ? 0755 : op->n);
 			if (err == 0 && op->flags & NSB_CHOWN) {
 				cx->call = "fchownat";
 				err = (int)nsb_sys5(__NR_fchownat, fd, name, op->c, op->m,
@@ -76,6 +75,13 @@ int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
 			return err;
 	}
 	return 0;
+}
+
+int step_mkdir(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *path = nsb_str(cx, op->a);
+
+	return nsb_make_dirs(cx, path, nsb_strlen(path), op);
 }
 
 static int write_all(struct nsb_ctx *cx, int fd, const char *data, uint64_t size)

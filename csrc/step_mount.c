@@ -161,14 +161,16 @@ int step_root_here(struct nsb_ctx *cx, const struct nsb_op *op)
 
 static int make_target(struct nsb_ctx *cx, const char *path, bool directory)
 {
-	struct nsb_op op = { .n = 0755 };
+	const struct nsb_op op = { .n = 0755 };
+	size_t length = nsb_strlen(path);
 	const char *name;
 	int fd, parent;
 
-	if (directory) {
-		op.a = (uint32_t)(path - cx->base);
-		return step_mkdir(cx, &op);
-	}
+	while (!directory && length && path[--length] != '/')
+		;
+	fd = nsb_make_dirs(cx, path, length, &op);
+	if (fd < 0 || directory)
+		return fd;
 	parent = nsb_parent_in_root(cx, path, &name);
 	if (parent < 0)
 		return parent;
@@ -180,6 +182,12 @@ static int make_target(struct nsb_ctx *cx, const char *path, bool directory)
 	return fd < 0 ? fd : 0;
 }
 
+/* EOVERFLOW: the file system has no number for who would own it. */
+static bool not_permitted(int err)
+{
+	return err == -EACCES || err == -EPERM || err == -EROFS || err == -EOVERFLOW;
+}
+
 static int attach(struct nsb_ctx *cx, const struct nsb_op *op, int mount, bool directory)
 {
 	const char *path = nsb_str(cx, op->b);
@@ -188,6 +196,8 @@ static int attach(struct nsb_ctx *cx, const struct nsb_op *op, int mount, bool d
 	target = nsb_in_root(cx, path, O_PATH);
 	if (target == -ENOENT && op->flags & NSB_MAKE_TARGET) {
 		err = make_target(cx, path, directory);
+		if (op->flags & NSB_IF_POSSIBLE && not_permitted(err))
+			return 0;
 		if (err < 0)
 			return err;
 		target = nsb_in_root(cx, path, O_PATH);

@@ -13,7 +13,7 @@ from nsbox.steps import IdLines, IdMap, MapTree, OpenTree, Slot, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host
-    from nsbox.spec import Spec
+    from nsbox.spec import NetFile, Spec
 
 #: Ids of a slot, or of a subordinate range: what a user namespace with more than one id maps.
 SLOT_IDS = 65536
@@ -35,7 +35,7 @@ class Build:
         template: the mount namespace comes from a template.
         makes_nodes: devices are nodes of the new root's own, not mounts of the host's.
         shared_memory: the tree of a joined /dev/shm, once it is there.
-        names: trees of the files that ``Spec.net_mounts`` says, and where they go.
+        names: trees of the files that ``Spec.net_files`` says.
         maps: of the user namespace, where the caller said them.
         sysctls: (name with slashes, value) for the network namespace that is made.
     """
@@ -51,7 +51,7 @@ class Build:
     template: bool = False
     makes_nodes: bool = False
     shared_memory: Slot | None = None
-    names: list[tuple[Slot, str]] = field(default_factory=list)
+    names: list[tuple[Slot, NetFile]] = field(default_factory=list)
     maps: IdMap | None = None
     sysctls: tuple[tuple[str, str], ...] = ()
     steps: list[Step] = field(default_factory=list)

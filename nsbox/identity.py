@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import etc, hostsfile, launcher, netspec, probe
+from nsbox import etc, hostsfile, launcher, netspec, probe, rootpath
 from nsbox.errors import SpecError
 from nsbox.profile import PROFILES
 from nsbox.registry import directory
+from nsbox.spec import NetFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -82,10 +83,12 @@ class Identity:
             if where in taken:  # the caller's own is over it
                 continue
             if _has_room(spec, where):
-                files.append((self._copy(path) if _may_write(spec) else path, where))
+                path = self._copy(path) if _may_write(spec) else path
+                at = rootpath.leads_to(spec.root, where)
+                files.append(NetFile(path, where, at, where in self.asked))
             elif where in self.asked:
                 raise SpecError(self.asked[where], f"the root has no {where} of its own for it")
-        return replace(spec, hostname=self.hostname, net_mounts=tuple(files))
+        return replace(spec, hostname=self.hostname, net_files=tuple(files))
 
     def _copy(self, path: str) -> str:
         """For who could write to what is the whole network's."""

@@ -60,7 +60,7 @@ def _is_of_a_pod(build: Build) -> bool:
 
 def named(spec: Spec) -> str | None:
     """The host name, where it is in the root and not in a file that is mounted there."""
-    mounted = {dst for _, dst in spec.net_mounts}
+    mounted = {file.dst for file in spec.net_files}
     return None if mounted >= {"/etc/hosts", "/etc/hostname"} else spec.hostname
 
 
@@ -188,8 +188,8 @@ def _add_etc(build: Build) -> None:
     files = {"passwd": user, "group": group, "hosts": hosts, "nsswitch.conf": switch}
     if build.spec.hostname:
         files["hostname"] = f"{build.spec.hostname}\n"
-    for _, dst in build.spec.net_mounts:  # to be mounted upon
-        files[dst.removeprefix("/etc/")] = ""
+    for file in build.spec.net_files:  # to be mounted upon
+        files[file.dst.removeprefix("/etc/")] = ""
     for name, content in files.items():
         dst = f"/etc/{name}"
         if dst not in taken:
@@ -217,13 +217,14 @@ def _add_dev(build: Build, parts: RootParts, make: bool) -> None:
 
 def open_names(build: Build) -> None:
     """The files of /etc that are of one sandbox, or one network, and in no template."""
-    build.names = [(build.open_tree(src, _SAFE | _READONLY, "net", recursive=False), dst)
-                   for src, dst in build.spec.net_mounts]  # fmt: skip
+    build.names = [(build.open_tree(file.src, _SAFE | _READONLY, "net", recursive=False), file)
+                   for file in build.spec.net_files]  # fmt: skip
 
 
 def _add_names(build: Build, make: bool) -> None:
-    for slot, dst in build.names:
-        build.add(Attach(slot, dst, "net", make and not _has_net_files(build)))
+    make = make and not _has_net_files(build)
+    for slot, file in build.names:
+        build.add(Attach(slot, file.at, "net", make, optional=make and not file.required))
     if build.names and build.template:
         # Opened where mounts may be shared with the host: what is mounted on them stays here.
         build.add(mounts_private("net"))
@@ -269,7 +270,6 @@ def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, m
     source = f"mounts[{index}]"
     attrs = _SAFE | (int(MountAttr.NOEXEC) if mount.noexec else 0)
     if slot is not None:
-        _add_parent(build, mount.dst, source, make)
         build.add(Attach(slot, mount.dst, source, make))
     elif mount.kind == "tmpfs":
         options = (("mode", f"{mount.mode:o}"), ("size", str(mount.size)),

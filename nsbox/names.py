@@ -75,6 +75,7 @@ class OpFlag(enum.IntFlag):
     MAKE_TARGET = 8
     CHOWN = 16
     AS_IS = 32
+    IF_POSSIBLE = 64
 
 
 class PlanFlag(enum.IntFlag):

@@ -30,7 +30,7 @@ from nsbox.nslist import NamespaceNode as NamespaceNode
 from nsbox.nslist import namespaces as namespaces
 from nsbox.nslist import tree as tree
 from nsbox.popen import Popen
-from nsbox.process import Process, dev_null
+from nsbox.process import Process, dev_null, open_namespace
 from nsbox.sandbox import launch
 from nsbox.spawn import spawn
 from nsbox.spec import NetLabel, Rootfs, Spec
@@ -187,7 +187,7 @@ class Namespace:
     def of(cls, pid: int, kind: str) -> Namespace:
         """The one that process *pid* is in. Raises OSError (ptrace(2) access is needed)."""
         _check_kind(kind)
-        return cls.open(f"/proc/{int(pid)}/ns/{kind}", kind)
+        return cls(kind, open_namespace(int(pid), kind))
 
     @classmethod
     def open(cls, what: str | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
@@ -444,7 +444,7 @@ def _of_descriptor(what: int, kind: str | None) -> int:
         raise SpecError("kind", "a process has eight namespaces: say which")
     if int(match[1]) <= 0:
         raise ProcessLookupError(errno.ESRCH, "the process has ended")
-    fd = os.open(f"/proc/{match[1]}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_namespace(int(match[1]), kind)
     poll = select.poll()
     poll.register(what, select.POLLIN)
     if poll.poll(0):  # ended: the number may be another's

@@ -99,7 +99,7 @@ def _mount_points(build: Build) -> tuple[str, ...]:
     """What set-up itself may make in the upper directory: no change of the payload's."""
     found = {"/dev", "/proc", "/tmp"}
     for dst in (*(mount.dst for mount in build.spec.mounts),
-                *(dst for _, dst in build.spec.net_mounts)):  # fmt: skip
+                *(file.at for file in build.spec.net_files)):  # fmt: skip
         parts = dst.split("/")
         found.update("/".join(parts[:i]) for i in range(2, len(parts) + 1))
     return tuple(sorted(found))

@@ -47,6 +47,7 @@ _ABORT_DEADLINE_S = 5.0
 _PF_EXITING = 4  # of the flags in proc_pid_stat(5)
 _PROCESS_GROUP = 4  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9; older kernels answer EINVAL
 _AGAIN_S = 0.5
+_EXECVE_S = 1.0
 _MSG_CMSG_CLOEXEC, _MSG_DONTWAIT = 0x40000000, 0x40
 
 
@@ -64,6 +65,25 @@ class Ended(NamedTuple):
     maxrss: int
     io_read: int
     io_write: int
+
+
+def open_namespace(pid: int, kind: str) -> int:
+    """A descriptor of the namespace that process *pid* is in. Raises OSError.
+
+    Whoever has rights over a process for its user namespace alone may not look at one that has
+    not all of its new memory yet: execve(2) closes descriptors, by which others see that it
+    succeeded, before it says that the memory is dumpable. Nothing tells when it has.
+    """
+    deadline = 0.0
+    while True:
+        try:
+            return os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        except PermissionError:
+            now = time.monotonic()
+            deadline = deadline or now + _EXECVE_S
+            if now > deadline:
+                raise
+            time.sleep(0.0002)
 
 
 class Lease(Protocol):
@@ -232,7 +252,7 @@ class Process:
 
     def open_namespace(self, kind: str) -> int:
         """A descriptor of one that it is in: by its number, which is its own until it is reaped."""
-        return os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        return open_namespace(self.pid, kind)
 
     def exiting(self) -> bool:
         """It is about to end: a PID 1 first waits until all others of its namespace are gone."""

@@ -7,7 +7,7 @@ import os
 import re
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import units
 from nsbox.checks import (
@@ -404,6 +404,18 @@ class NetLabel(str):
         return NetLabel, (str(self),), {"joined": self.joined}
 
 
+class NetFile(NamedTuple):
+    """A file of the host's, *src*, that is mounted at *dst*, which leads to *at* in the root.
+
+    What is not *required* is left out where there is nothing to mount on, and none can be made.
+    """
+
+    src: str
+    dst: str
+    at: str
+    required: bool
+
+
 @hashed_once
 @dataclass(frozen=True)
 class Spec:
@@ -425,7 +437,7 @@ class Spec:
     publish: tuple[Publish, ...] = ()
     address: str | None = None
     dns: Dns | None = None
-    net_mounts: tuple[tuple[str, str], ...] = ()
+    net_files: tuple[NetFile, ...] = ()
     limits: Limits = Limits()
     namespaces: tuple[str, ...] | None = None
     init: bool = True

@@ -424,10 +424,14 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
+    """Mounts a tree. With *make*, on what is made where it is missing; *optional*, nowhere, where
+    that may not be made."""
+
     slot: Slot
     dst: str
     source: str
     make: bool = True
+    optional: bool = False
     who: ClassVar[str] = "child"
     name: ClassVar[str] = "bind"
     opcode: ClassVar[Opcode] = Opcode.ATTACH
@@ -436,8 +440,8 @@ class Attach:
         return f"{self.slot.key} -> {self.dst}"
 
     def encode(self, pool: Pool, slots: Slots) -> Op:
-        flags = int(OpFlag.MAKE_TARGET) if self.make else 0
-        return Op(slots[self.slot], pool.text(self.dst), flags=flags)
+        flags = OpFlag.MAKE_TARGET * self.make | OpFlag.IF_POSSIBLE * self.optional
+        return Op(slots[self.slot], pool.text(self.dst), flags=int(flags))
 
 
 @dataclass(frozen=True, slots=True)

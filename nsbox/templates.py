@@ -41,7 +41,7 @@ def _key(spec: Spec, parent: Launcher, join: tuple[str, ...]) -> tuple[object, .
         status = os.stat(spec.root.path)
         identity = (status.st_dev, status.st_ino)
     user = (spec.uid, spec.gid, mounts.named(spec)) if spec.root.kind == "host" else ()
-    net = (spec.net != "none", *(where for _, where in spec.net_mounts))
+    net = (spec.net != "none", *(file.at for file in spec.net_files))
     in_userns = "user" in join
     return (parent.view, spec.root, identity, spec.profile, user, spec.namespaces, net, in_userns)
 

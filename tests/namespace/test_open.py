@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,38 @@ def test_what_is_no_namespace_is_refused(what: str) -> None:
 def test_a_name_that_is_not_there_is_not_found() -> None:
     with pytest.raises(FileNotFoundError):
         nsbox.Namespace.open("nsbox-no-such-name")
+
+
+_HIDDEN = """
+import ctypes, sys
+for dumpable in (0, 1):
+    ctypes.CDLL(None).prctl(4, dumpable, 0, 0, 0)
+    print(dumpable, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look at all")
+def test_of_a_process_that_still_executes_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", _HIDDEN]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.read(2) == b"0\n"
+        with pytest.raises(PermissionError):
+            nsbox.Namespace.of(child.pid, "net")
+
+        def show(_: float) -> None:
+            assert child.stdin
+            assert child.stdout
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            child.stdout.read(2)
+
+        monkeypatch.setattr("time.sleep", show)
+        with nsbox.Namespace.of(child.pid, "net") as found:
+            assert found == nsbox.Namespace.current("net")
+        child.stdin.close()
 
 
 def test_a_pidfd_needs_a_kind_and_a_process() -> None:

@@ -368,12 +368,65 @@ def test_a_writable_directory_is_a_root_in_a_network_whatever_the_profile() -> N
 
     from run import kit
 
-    for profile in ("none", "strict"):
+    # Only root inside could make the files, and of a sandbox with ids of its own that is another.
+    for profile, made in (("none", True), ("strict", kit.maps_ids("/tmp")), ("standard", False)):
         with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
             root = nsbox.Rootfs.dir(kit.busybox_root(Path(where) / "root"), ro=False)
             keywords = {"root": root, "profile": profile, "capture_output": True, "text": True}
-            done = nsbox.run(["cat", "/etc/hostname"], net=net, **keywords)
-            assert done.stdout == "sandbox\n", done
+            done = nsbox.run(["sh", "-c", "cat /etc/hostname || :"], net=net, **keywords)
+            assert done.stdout == "sandbox\n" * made, done
+            if not made:
+                with pytest.raises(nsbox.SetupError, match=r"/etc/resolv\.conf"):
+                    nsbox.run(["true"], net=net, dns=["192.0.2.9"], **keywords)
+                (Path(root.path) / "etc/hostname").touch()
+                done = nsbox.run(["cat", "/etc/hostname"], net=net, **keywords)
+                assert done.stdout == "sandbox\n", done
+
+
+_LINKS = {
+    "nowhere": {"etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf"},
+    "absolute": {"etc/resolv.conf": "/run/resolv.conf"},
+    "by a link": {"etc/resolv.conf": "../var/run/resolv.conf", "var/run": "/run"},
+    "two links": {"etc/resolv.conf": "/data/link", "data/link": "../../../run/resolv.conf"},
+    "out of it": {"etc/resolv.conf": "../../../../../../../../run/nsbox-outside/resolv.conf"},
+}
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_a_link_to_what_is_not_there_is_followed_in_the_root() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    for links in _LINKS.values():
+        with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+            lower = kit.busybox_root(Path(where) / "root")
+            for name in ("var", "run"):
+                (lower / name).mkdir()
+            for link, target in links.items():
+                (lower / link).symlink_to(target)
+            for root in (nsbox.Rootfs.overlay(lower), nsbox.Rootfs.dir(lower, ro=False)):
+                done = nsbox.run(["cat", "/etc/resolv.conf"], root=root, net=net, profile="none",
+                                 dns=["192.0.2.9"], capture_output=True, text=True)  # fmt: skip
+                assert "nameserver 192.0.2.9" in str(done.stdout), (links, done)
+                assert done.changes == ()
+            assert not Path("/run/nsbox-outside").exists()
+
+
+@elsewhere
+def test_links_that_lead_in_a_circle_are_told() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+        lower = kit.busybox_root(Path(where) / "root")
+        (lower / "etc/resolv.conf").symlink_to("resolv.conf")
+        with pytest.raises(nsbox.SetupError, match=r"resolv\.conf.*ELOOP"):
+            nsbox.run(["true"], root=nsbox.Rootfs.overlay(lower), net=net)
 
 
 @elsewhere

@@ -62,7 +62,11 @@ def _means(raw: Decoded, op: RawOp) -> dict[str, Any]:
     }
 
 
-_FLAGS = {"recursive": OpFlag.RECURSIVE, "make": OpFlag.MAKE_TARGET}
+_FLAGS = {
+    "recursive": OpFlag.RECURSIVE,
+    "make": OpFlag.MAKE_TARGET,
+    "optional": OpFlag.IF_POSSIBLE,
+}
 
 
 _OPENS = (Opcode.OPEN, Opcode.OPEN_TREE, Opcode.SOCKET)
