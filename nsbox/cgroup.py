@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _REMOVE_DEADLINE_S = 2.0
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
 _MOST_NAME = 64
+_MODE = 0o755
 #: What a cgroup of its own is in even without a limit, for its statistics.
 _ALWAYS = ("memory", "pids", "cpu", "io")
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -63,6 +64,8 @@ class Cgroup:
         self._closed = False
         self.least_pids = 0
         self._oom: OomNotice | None = None
+        self._oom_kills_before = 0
+        self._said: dict[str, str] = {}
 
     # ------------------------------------------------------------ how one comes to be
 
@@ -95,7 +98,7 @@ class Cgroup:
         if where.version == 1:
             controllers += ["unified"] if where.of("unified") else list(hierarchy.V1_HELPERS)
         with interrupts.Held():
-            self = cls._reserve(name, tuple(controllers), where)
+            self = _Handle._reserve(name, tuple(controllers), where)
             try:
                 cgroup_limits.write(self, wanted)
                 self._watch_oom()
@@ -135,7 +138,9 @@ class Cgroup:
             OSError: mkdir(2) failed, or a controller cannot be had; nothing is left.
         """
         made: dict[str, str] = {}
+        masked = False
         self = cls(where.version, made)
+        self._said = dict(cgroup_v1.AT_FIRST)
         try:
             for controller in controllers:
                 place = where.of("unified" if controller == "bpf" else controller)
@@ -145,8 +150,10 @@ class Cgroup:
                     hierarchy.enable_one(place, controller)
                 directory = f"{place}/{name}"
                 if directory not in made.values():
-                    os.mkdir(directory)
-                    os.chmod(directory, 0o755)  # whatever the caller's umask
+                    os.mkdir(directory, _MODE)
+                    masked = os.stat(directory).st_mode & 0o777 != _MODE if not made else masked
+                    if masked:  # by the caller's umask
+                        os.chmod(directory, _MODE)
                 key = "unified" if controller == "bpf" and where.version == 1 else controller
                 made[key] = directory
         except BaseException:
@@ -250,6 +257,8 @@ class Cgroup:
             SetupError: the kernel refused; those written before are as they were.
         """
         self._check_open()
+        self._said = {}
+        self._oom_kills_before = self.oom_kills()
         wanted = cgroup_limits.check(limits, self._as_place(), spare_pids, late=True)
         if limits.memory is not None and not limits.oom_group:
             wanted.append(limit_files.Setting("oom_group", "memory.oom.group", "0"))
@@ -266,7 +275,7 @@ class Cgroup:
         if file == "memory.oom.group" and self.version == 1:
             self._notify_oom(value == "1")
             return
-        self._backend.set_limit(self._directories, file, value)
+        self._backend.set_limit(self._directories, file, value, self._said)
         if file == "pids.max" and value.isdigit():
             self.least_pids = min(self.least_pids or int(value), int(value))
 
@@ -343,7 +352,7 @@ class Cgroup:
         if wanted and self._oom is None:
             from nsbox.oom import OomNotice
 
-            self._oom = OomNotice(self, self._directories["memory"])
+            self._oom = OomNotice(self, self._directories["memory"], self._oom_kills_before)
         elif not wanted:
             self._forget_oom()
 
@@ -398,12 +407,15 @@ class Cgroup:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_closed", True) or not (self._owned and self._public):
-            return
-        if os.getpid() == self._owner:
-            forgotten(self)
-
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
         return f"<nsbox.Cgroup v{self.version} {', '.join(self._each)} {state}>"
+
+
+class _Handle(Cgroup):
+    """The user's own. A sandbox's has no ``__del__``, in which a ^C is lost: it is freed at the end
+    of each ``run()``."""
+
+    def __del__(self) -> None:
+        if not self._closed and self._public and os.getpid() == self._owner:
+            forgotten(self)

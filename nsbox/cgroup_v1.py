@@ -15,11 +15,17 @@ from nsbox.usage import CgroupStats, DiskStats
 
 Directories = dict[str, str]
 
+#: What a cgroup says that was just made, of what is written here.
+AT_FIRST = {"cpu.cfs_period_us": "100000"}
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def set_limit(directories: Directories, file: str, value: str) -> None:
+def set_limit(directories: Directories, file: str, value: str, said: dict[str, str]) -> None:
     """Write one limit, named as cgroup v2 names its file.
+
+    *said* is what files of a cgroup say that nobody else can have written, as far as that is
+    known: each that is not read, or not written again, is some 1 % of a spawn.
 
     Raises:
         OSError: the kernel refused.
@@ -28,16 +34,19 @@ def set_limit(directories: Directories, file: str, value: str) -> None:
     directory = directories["unified" if controller == "bpf" else controller]
     if file == "memory.max":
         _set_memory(directory, int(value))
+        said["memory.limit_in_bytes"] = value if int(value) % _PAGE == 0 else ""
     elif file == "memory.swap.max":
         # v1 limits the sum of memory and swap; without swap accounting there is no file
-        memory = int(cgroupfs.read(f"{directory}/memory.limit_in_bytes"))
+        limit = "memory.limit_in_bytes"
+        memory = int(said.get(limit) or cgroupfs.read(f"{directory}/{limit}"))
         try:
             cgroupfs.write(f"{directory}/memory.memsw.limit_in_bytes", str(memory + int(value)))
         except FileNotFoundError:
             pass
     elif file == "cpu.max":
         quota, period = value.split()
-        cgroupfs.write(f"{directory}/cpu.cfs_period_us", period)
+        if period != said.get("cpu.cfs_period_us"):
+            cgroupfs.write(f"{directory}/cpu.cfs_period_us", period)
         cgroupfs.write(f"{directory}/cpu.cfs_quota_us", "-1" if quota == "max" else quota)
     elif file == "cpu.weight":
         cgroupfs.write(f"{directory}/cpu.shares", str(limits.shares_of(int(value))))

@@ -11,7 +11,7 @@ from nsbox.usage import CgroupStats, DiskStats
 Directories = dict[str, str]
 
 
-def set_limit(directories: Directories, file: str, value: str) -> None:
+def set_limit(directories: Directories, file: str, value: str, _said: dict[str, str]) -> None:
     """Write one limit.
 
     Raises:

@@ -64,24 +64,31 @@ class Held:
 
 
 class Released:
-    """``with Released():`` in a ``Held``: SIGINT is what it was, for a wait that may be long."""
+    """``with Released():`` in a ``Held``: SIGINT is what it was, for a wait that may be long.
+
+    A ``Held`` in that is one again.
+    """
 
     __slots__ = ("_hold",)
 
     def __enter__(self) -> None:
+        global _current
         here = threading.get_ident() == _main_thread
         self._hold = _current if here else None
         if self._hold is not None and self._hold._handler is not None:
             try:
                 _signal.signal(_signal.SIGINT, self._hold._handler)
+                _current = None
                 self._hold.deliver()  # after that: nothing comes in between
             except BaseException:
                 self.__exit__()
                 raise
 
     def __exit__(self, *exc: object) -> None:
+        global _current
         if self._hold is not None and self._hold._handler is not None:
             _signal.signal(_signal.SIGINT, self._hold._note)
+            _current = self._hold
 
 
 def _forget() -> None:

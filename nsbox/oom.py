@@ -22,16 +22,19 @@ class OomNotice:
     the library's thread does.
     """
 
-    def __init__(self, cgroup: Cgroup, directory: str) -> None:
+    def __init__(self, cgroup: Cgroup, directory: str, seen: int) -> None:
+        """Of what comes after the first *seen* processes that the OOM killer ended."""
         self._cgroup: Cgroup | None = cgroup
         self._watched = False
+        self._seen = seen
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             control = os.open(f"{directory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                said = os.read(control, 4096).decode()
-                self._seen = cgroupfs.parse_counters(said).get("oom_kill", 0)
                 cgroupfs.write(f"{directory}/cgroup.event_control", f"{self.fd} {control}")
+                said = os.read(control, 4096).decode()
+                if cgroupfs.parse_counters(said).get("oom_kill", 0) > seen:  # before that
+                    os.eventfd_write(self.fd, 1)
             finally:
                 os.close(control)
         except BaseException:

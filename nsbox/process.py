@@ -180,7 +180,7 @@ class Process:
             StateError: the launcher was killed, and the sandbox with it.
         """
         launcher.check_owner(self._owner)
-        with self._lock:
+        with self._lock, interrupts.Held():  # a record that is lost does not come again
             while self._ended is None and not self._lost:
                 try:
                     received = _core.receive(self._channel, 0)

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsbox import _core, cgroup_child, debug, interrupts, launcher, probe, registry
 from nsbox.blame import setup_error
@@ -19,12 +19,14 @@ from nsbox.errors import NetworkError, NsboxError
 from nsbox.hierarchy import parents
 from nsbox.names import At, Kind
 from nsbox.process import Injection, Lease, Process, describe, dev_null
-from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, Slot
+from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, SetLimit, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from nsbox.plan import Plan
+
+_T = TypeVar("_T")
 
 #: How long a record may be waited for when others can stop (SIGSTOP) what is being set up.
 PATIENCE_S = 10.0
@@ -119,6 +121,9 @@ def _spawn(
             process._undo = undo.pop_all()
     deadline = process.started_at + patience if "pid" in plan.joined else None
     try:
+        if cgroup is not None:
+            with interrupts.Held():
+                _late_host_steps(plan, cgroup, inject)
         _await_start(process, deadline)
     except BaseException:
         process.close()
@@ -135,29 +140,54 @@ def _say_plan(plan: Plan) -> None:
 def _host_steps(
     plan: Plan, parent: launcher.Launcher, undo: ExitStack, inject: Injection
 ) -> Cgroup | None:
+    """All but those that can wait."""
     cgroup: Cgroup | None = None
     for index, step in plan.cgroup_steps:
-        call = "mkdir" if isinstance(step, MakeCgroup) else "write"
-        try:
-            if index == inject.step:
-                call = "injected"
-                raise OSError(inject.err, "injected")
-            if isinstance(step, MakeCgroup):
-                where = parents()
-                parent.register(tuple(where.of(name) for name in step.controllers))
-                cgroup = Cgroup.make(parent.entry.name(), step.controllers, where)
-                undo.callback(cgroup.close)
-            elif cgroup is not None:
-                cgroup.set(step.file, step.value)
-            if debug.ON:
-                debug.say("host", f"{index}: {step.name} {step.describe()}")
-        except BrokenPipeError as e:
-            raise _LauncherGone from e
-        except OSError as e:
-            error = setup_error(plan, index, e.errno or errno.EIO, call)
-            error.hint = error.hint or getattr(e, "hint", "")
-            raise error from e
+        if isinstance(step, MakeCgroup):
+            cgroup = _host_step(plan, index, inject, "mkdir", _make_cgroup, step, parent)
+            undo.callback(cgroup.close)
+        elif cgroup is not None and not _can_wait(step, cgroup):
+            _host_step(plan, index, inject, "write", cgroup.set, step.file, step.value)
     return cgroup
+
+
+def _late_host_steps(plan: Plan, cgroup: Cgroup, inject: Injection) -> None:
+    """While the child is being made, and there is nothing else to do."""
+    for index, step in plan.cgroup_steps:
+        if isinstance(step, SetLimit) and _can_wait(step, cgroup):
+            _host_step(plan, index, inject, "write", cgroup.set, step.file, step.value)
+
+
+def _can_wait(step: SetLimit, cgroup: Cgroup) -> bool:
+    """v1 has no such file: it is kept from here, and counts what was before."""
+    return step.file == "memory.oom.group" and cgroup.version == 1
+
+
+def _make_cgroup(step: MakeCgroup, parent: launcher.Launcher) -> Cgroup:
+    where = parents()
+    parent.register(tuple(where.of(name) for name in step.controllers))
+    return Cgroup.make(parent.entry.name(), step.controllers, where)
+
+
+def _host_step(
+    plan: Plan, index: int, inject: Injection, call: str, work: Callable[..., _T], *args: Any
+) -> _T:
+    """What goes wrong with *work* is told as that of the step."""
+    try:
+        if index == inject.step:
+            call = "injected"
+            raise OSError(inject.err, "injected")
+        done = work(*args)
+    except BrokenPipeError as e:
+        raise _LauncherGone from e
+    except OSError as e:
+        error = setup_error(plan, index, e.errno or errno.EIO, call)
+        error.hint = error.hint or getattr(e, "hint", "")
+        raise error from e
+    if debug.ON:
+        step = plan.steps[index]
+        debug.say("host", f"{index}: {step.name} {step.describe()}")
+    return done
 
 
 def _map_trees(

@@ -19,6 +19,7 @@ from run import kit
 from support import poll_until, scaled
 
 import nsbox
+from nsbox import _core
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -414,3 +415,32 @@ def test_wait_is_woken_by_the_end_not_by_polling() -> None:
         begin = time.process_time()
         process.wait(kit.PATIENCE)
         assert time.process_time() - begin < 0.1
+
+
+def test_an_interrupt_loses_nothing_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a sandbox, and the pidfd that comes when it was only seen to execute."""
+    receive, told = _core.receive, []
+
+    def interrupted(*args: int) -> tuple[_core.Record, int] | None:
+        got = receive(*args)
+        if got is not None and not told:
+            told.append(got)
+            signal.raise_signal(signal.SIGINT)
+        return got
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with nsbox.Popen(["/bin/sh", "-c", "exit 7"]) as box:
+            monkeypatch.setattr(_core, "receive", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                box.wait()
+            assert box.wait() == 7
+        nsbox.run(["/bin/true"], profile="none", init=False)  # warm
+        opened = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            told.clear()
+            with pytest.raises(KeyboardInterrupt):
+                nsbox.run(["/bin/true"], profile="none", init=False)
+        assert len(os.listdir("/proc/self/fd")) == opened
+    finally:
+        signal.signal(signal.SIGINT, before)

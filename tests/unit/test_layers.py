@@ -39,7 +39,8 @@ FLOORS: dict[int, str] = {
     "seccomp confine compile nftmsg nftrule netrules netguard etc wiring drawing",
     4: "facts blame usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls "
     "pins processes thaw debug kept mountapi rtnl later nft conntrack shaping changes copying "
-    "archive oci images lent shared routes subnets addresses forwarding hostsfile identity",
+    "archive oci images lent shared routes subnets addresses forwarding hostsfile rootpath "
+    "identity",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "spawn templates idmapped watch cputime ring logs lifecycle result streams sandbox converse "
     "command popen namespace enter ports terminal sandboxes elsewhere "
