@@ -43,10 +43,13 @@ class Parents:
 
     def of(self, controller: str) -> str:
         """Its directory, or ""; "unified" is any of cgroup v2."""
-        places = dict(self.directories)
-        if self.version == 2 and places:
-            return places.get(controller) or next(iter(places.values()))
-        return places.get(controller, "")
+        if self.version == 2 and self._places:
+            return self._places.get(controller) or next(iter(self._places.values()))
+        return self._places.get(controller, "")
+
+    @functools.cached_property
+    def _places(self) -> dict[str, str]:
+        return dict(self.directories)
 
 
 @dataclass(frozen=True)
