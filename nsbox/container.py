@@ -36,6 +36,7 @@ from nsbox.plugged import Plugged, shared
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
 from nsbox.spec import NetLabel
+from nsbox.steps import NOBODY, Joined
 from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Container(Contents, Control, Plugged):
         self.name = name_of(where) or "container" if name is None else listed_name(name, "name")
         self._stdio_wanted = (stdin, stdout, stderr)
         self._who: Identity | None = None  # its pod's
-        self._join: tuple[tuple[str, ...], int, str] = ((), -1, "")
+        self._joined = NOBODY
         self._on_end: Callable[[], None] | None = None
         self._status = "created"
         self._process: Process | None = None
@@ -201,16 +202,13 @@ class Container(Contents, Control, Plugged):
     def _launch(self) -> tuple[Process, Stdio, tuple[int, int] | None]:
         """The process, our ends of its streams, and where its output is kept."""
         self.spec = build_spec(*self._wanted, "Container")
-        kinds, pidfd, id_map = self._join
         stdio = connect(*self._stdio_wanted) if self.spec.pty is None else Stdio()
         try:
             kept = self._log.open() if self._keeps_output() else None
             process = launch(
                 self.spec,
                 stdio,
-                join=kinds,
-                joined_pidfd=pidfd,
-                join_map=id_map,
+                joined=self._joined,
                 name=self.name,
                 who=self._who,
             )
@@ -421,7 +419,7 @@ class Container(Contents, Control, Plugged):
             process = self._process
             assert process is not None
             step = process.plan.id_map
-            return process, self.spec, step.kind if step else self._join[2]
+            return process, self.spec, step.kind if step else self._joined.id_map
 
     def kill(self) -> None:
         """SIGKILL to every process in it; ``wait()`` for the end."""
@@ -504,7 +502,7 @@ class Container(Contents, Control, Plugged):
         guarded = self.spec.egress is not None or getattr(self.spec.net, "guarded", False)
         return NetLabel(f"that of container {self.name}", self, joined=True, guarded=guarded)
 
-    def joins(self) -> tuple[tuple[str, ...], int, str]:
+    def joins(self) -> Joined:
         """For nsbox's own use: see ``Namespace.joins``."""
         process = self._process
         if process is None or self.pid is None:
@@ -551,9 +549,8 @@ class Container(Contents, Control, Plugged):
         """The plan that was, or would be, run."""
         if self._process is not None:
             return self._process.plan
-        kinds, _, id_map = self._join
-        return plan_for(build_spec(*self._wanted, "Container"), probe.host(), join=kinds,
-                        join_map=id_map)  # fmt: skip
+        spec, joined = build_spec(*self._wanted, "Container"), self._joined
+        return plan_for(spec, probe.host(), join=joined.kinds, join_map=joined.id_map)
 
     def result(self) -> Completed:
         """How it ended. Raises StateError unless it has."""

@@ -26,7 +26,7 @@ from nsbox.netlink import open_inside
 from nsbox.nftmsg import Table
 from nsbox.rtnl import Rtnl
 from nsbox.spec import Mount
-from nsbox.steps import Netlink
+from nsbox.steps import Joined, Netlink
 from nsbox.subnets import free_subnet
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Egress:
             join, fd = net.entrance()
             self._process = sandbox.launch(
                 replace(spec, devices=tuple(nodes)), streams.connect(None, theirs, theirs),
-                join=join[:1], joined_pidfd=fd, join_map="single",
+                joined=Joined(join[:1], fd, "single"),
             )  # fmt: skip
         finally:
             os.close(theirs)

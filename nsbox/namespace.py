@@ -34,7 +34,7 @@ from nsbox.process import Process, dev_null, open_namespace
 from nsbox.sandbox import launch
 from nsbox.spawn import spawn
 from nsbox.spec import NetLabel, Rootfs, Spec
-from nsbox.steps import JOIN, IdMap, Slot
+from nsbox.steps import JOIN, IdMap, Joined, Slot
 from nsbox.streams import PIPE
 
 if TYPE_CHECKING:
@@ -353,24 +353,21 @@ class Namespace:
             raise SpecError("net", f"{self!r} is not a network namespace")
         return NetLabel(f"net:[{self.id}]", self, joined=True)
 
-    def joins(self) -> tuple[tuple[str, ...], int, str]:
-        """For nsbox's own use: the kinds that a sandbox enters, by which descriptor, and how the
-        user namespace among them maps ids."""
-        return *self.entrance(), self._id_map
+    def joins(self) -> Joined:
+        """For nsbox's own use: how a sandbox enters it."""
+        return Joined(*self.entrance(), self._id_map)
 
     def identify(self, spec: Spec, name: str = "") -> Identity:
         """For nsbox's own use: who a sandbox will be in it, whose names nobody knows."""
         return alone(spec.hostname)
 
     def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
-        fd = self.fileno()
-        kinds, joined = self.entrance()
+        joined = self.joins()._replace(time=self.fileno())
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=self._user)  # fmt: skip
 
         def start(stdio: Stdio) -> Process:
-            return launch(spec, stdio, join=kinds, joined_pidfd=joined, joined_time=fd,
-                          join_map=self._id_map)  # fmt: skip
+            return launch(spec, stdio, joined=joined)
 
         return spec, start
 

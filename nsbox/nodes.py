@@ -17,7 +17,7 @@ from nsbox.netlink import rtnl as open_rtnl
 from nsbox.process import dev_null
 from nsbox.spawn import spawn
 from nsbox.spec import Mount
-from nsbox.steps import JOIN, Slot
+from nsbox.steps import JOIN, Joined, Slot
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
@@ -62,7 +62,7 @@ class Host(Container):
         if makes_files and _HOSTS not in {mount.dst for mount in mounts}:
             mounts += (Mount.file(_HOSTS, hosts_file),)
         self._wanted = (args, {**keywords, "mounts": mounts})
-        self._join = (("user", "net"), network.holder.pidfd, id_map)
+        self._joined = Joined(("user", "net"), network.holder.pidfd, id_map)
         self._box = f"{self._topology.name}/{self.name}"
         self._network = network
 

@@ -12,6 +12,7 @@ from nsbox.interface import Interface
 from nsbox.lease import ETH0, Lease
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl
+from nsbox.steps import Joined
 
 if TYPE_CHECKING:
     from nsbox.identity import Identity
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
     from nsbox.spec import Spec
 
 
-def shared(process: Process) -> tuple[tuple[str, ...], int, str]:
+def shared(process: Process) -> Joined:
     """How another sandbox enters the network of *process*, see ``Namespace.joins``: an ordinary
     user has to be in the user namespace that owns it."""
     if probe.host().privileged:
-        return ("net",), process.pidfd, ""
-    return ("user", "net"), process.pidfd, process.id_map
+        return Joined(("net",), process.pidfd)
+    return Joined(("user", "net"), process.pidfd, process.id_map)
 
 
 class Plugged:

@@ -27,6 +27,7 @@ from nsbox.ports import explain_conflict
 from nsbox.profile import PROFILES
 from nsbox.sandbox import check_spec, launch_pause
 from nsbox.spec import NetLabel, Spec
+from nsbox.steps import Joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -224,7 +225,7 @@ class Pod(Plugged):
                 current.close()
                 raise StateError(f"pod {self.name!r} is being stopped", status=self._phase)
             current._who = self._pause.identity
-            current._join = (kinds, self._pause.pidfd, self._id_map)
+            current._joined = Joined(kinds, self._pause.pidfd, self._id_map)
             current._box = f"{self.name}/{container.name}"
             current._on_end = lambda: self._ended(container, current)
             if container._current is not None:
@@ -465,7 +466,7 @@ class Pod(Plugged):
         label = getattr(self.net, "label", None)
         return self._pause_keywords["egress"] is not None or getattr(label, "guarded", False)
 
-    def joins(self) -> tuple[tuple[str, ...], int, str]:
+    def joins(self) -> Joined:
         """For nsbox's own use: see ``Namespace.joins``."""
         if self._pause is None:
             raise StateError(f"net: pod {self.name!r} is {self._phase}", status=self._phase)

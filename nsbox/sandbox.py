@@ -19,7 +19,7 @@ from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
 from nsbox.spawn import spawn
 from nsbox.spec import Mount, NetLabel, Rootfs, Spec
-from nsbox.steps import JOIN, OWNER, Slot
+from nsbox.steps import JOIN, NOBODY, OWNER, Joined, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host
@@ -204,28 +204,25 @@ def launch(
     spec: Spec,
     stdio: Stdio,
     *,
-    join: tuple[str, ...] = (),
-    joined_pidfd: int = -1,
-    joined_time: int = -1,
-    join_map: str = "",
+    joined: Joined = NOBODY,
     name: str = "",
     who: Identity | None = None,
     inject: Injection = Injection(),  # noqa: B008  (immutable)
 ) -> Process:
     """Spawn *spec* with these descriptors; its template is made when it has none yet.
 
-    *name* is what others of its network call it; *who* it is in a network that it has of a pod.
+    *joined* is whose namespaces it enters, *name* what others of its network call it, and *who*
+    it is in a network that it has of a pod.
     """
     if who is not None or spec.net == "none":
         spec = spec if who is None else who.furnish(spec)
-        return _launch(spec, stdio, join, joined_pidfd, joined_time, join_map, inject)
+        return _launch(spec, stdio, joined, inject)
     network = _network(spec.net) if isinstance(spec.net, NetLabel) else None
-    if network is not None and not spec.attached and "net" not in join:
-        join, joined_pidfd, join_map = network.joins()
+    if network is not None and not spec.attached and "net" not in joined.kinds:
+        joined = network.joins()
     own = _identify(spec, network, name)
     try:
-        process = _launch(own.furnish(spec), stdio, join, joined_pidfd, joined_time, join_map,
-                          inject, network, own)  # fmt: skip
+        process = _launch(own.furnish(spec), stdio, joined, inject, network, own)
     except BaseException:
         own.close()
         raise
@@ -245,10 +242,7 @@ def _identify(spec: Spec, network: Any, name: str) -> Identity:
 def _launch(
     spec: Spec,
     stdio: Stdio,
-    join: tuple[str, ...],
-    joined_pidfd: int,
-    joined_time: int,
-    join_map: str,
+    joined: Joined,
     inject: Injection,
     network: Any = None,
     who: Identity | None = None,
@@ -256,6 +250,7 @@ def _launch(
     view = launcher.view()
     host = probe.host_of(view)
     parent = launcher.current(view)
+    join, join_map = joined.kinds, joined.id_map
     plan = plan_for(spec, host, join=join, join_map=join_map)
     descriptors = {_STDIO[n]: fd for n, fd in stdio.theirs.items()}
     for fd in spec.pass_fds:
@@ -271,11 +266,11 @@ def _launch(
                 template = descriptors[slot] = templates.acquire(spec, host, parent, join=join,
                                                                  join_map=join_map)  # fmt: skip
             elif slot.kind == "pidfd":
-                descriptors[slot] = joined_pidfd
+                descriptors[slot] = joined.pidfd
             elif slot == OWNER:
                 descriptors[slot] = _owner(network)
             elif slot.kind == "nsfd":
-                descriptors[slot] = joined_time
+                descriptors[slot] = joined.time
         lease = None
         if network is not None and spec.attached and "net" not in join:
             lease = functools.partial(network.lease, spec, who)
@@ -319,17 +314,17 @@ def _identify_pod(spec: Spec, network: Any, name: str, names: dict[str, Any]) ->
 
 
 def _launch_pause(spec: Spec, network: Any, who: Identity) -> Process:
-    join: tuple[str, ...] = ()
-    join_map = ""
+    joined = NOBODY
     descriptors = {Slot("stdio", n): dev_null() for n in range(3)}
     lease = None
     if spec.attached:
         lease = functools.partial(network.lease, spec, who, "pod")
     elif network is not None:
-        join, descriptors[JOIN], join_map = network.joins()
-    plan = compile_pause(spec, probe.host(), join, join_map=join_map)
+        joined = network.joins()
+        descriptors[JOIN] = joined.pidfd
+    plan = compile_pause(spec, probe.host(), joined.kinds, join_map=joined.id_map)
     if OWNER in plan.passed:
         descriptors[OWNER] = _owner(network)
     process = spawn(plan, descriptors, lease=lease)
-    process.join_map = join_map
+    process.join_map = joined.id_map
     return process

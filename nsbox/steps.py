@@ -49,6 +49,25 @@ TIME = Slot("nsfd", "time")
 OWNER = Slot("nsfd", "user")
 
 
+class Joined(NamedTuple):
+    """Whose namespaces a sandbox enters.
+
+    Attributes:
+        kinds: of the namespaces.
+        pidfd: of a process that is in them, or of the one namespace; stays its owner's.
+        id_map: how the user namespace among them maps ids, see ``Build.id_map``.
+        time: of a time namespace among them, if no process is in that yet.
+    """
+
+    kinds: tuple[str, ...] = ()
+    pidfd: int = -1
+    id_map: str = ""
+    time: int = -1
+
+
+NOBODY = Joined()
+
+
 class Pool:
     """The strings and bytes of a plan, each at an offset from the plan's first byte."""
 

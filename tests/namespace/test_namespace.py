@@ -43,9 +43,9 @@ def test_its_holder_has_executed_before_anybody_is_told() -> None:
     ordinary user may not open its /proc/PID/ns."""
     spec = make_spec(["pause"], root=nsbox.Rootfs.inherit(), namespaces=["uts"], profile="none")
     with nsbox.Namespace.create("user") as user:
-        _, pidfd, id_map = user.joins()
-        plan = compile_holder(spec, probe.host(), join=("user",), join_map=id_map)
-        given = {JOIN: pidfd, **{Slot("stdio", n): dev_null() for n in range(3)}}
+        joined = user.joins()
+        plan = compile_holder(spec, probe.host(), join=("user",), join_map=joined.id_map)
+        given = {JOIN: joined.pidfd, **{Slot("stdio", n): dev_null() for n in range(3)}}
         channel = launcher.current().submit(plan.encode(), [given[slot] for slot in plan.passed])
         kinds = []
         while Kind.STARTED not in kinds:
