@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nsbox.errors import Unavailable
+from nsbox.hoststeps import IdLines, IdMap, MapTree
 from nsbox.names import PlanFlag
 from nsbox.profile import PROFILES, Profile
-from nsbox.steps import IdLines, IdMap, MapTree, OpenTree, Slot, Step
+from nsbox.slots import Slot
+from nsbox.steps import OpenTree, Step
 
 if TYPE_CHECKING:
     from nsbox.host import Host

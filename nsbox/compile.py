@@ -9,14 +9,13 @@ from nsbox import confine, creds, devices, mounts, scratch, spaces
 from nsbox.build import Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
+from nsbox.hoststeps import Clone3, IdMap
 from nsbox.names import Clone, Opcode, OpFlag, PlanFlag
 from nsbox.plan import MAX_OPS, MAX_PASSED, MAX_SLOTS, Plan
+from nsbox.slots import OWNER
 from nsbox.spec import Rootfs, Spec
 from nsbox.steps import (
-    OWNER,
-    Clone3,
     HandNetlink,
-    IdMap,
     MakeDirs,
     Netlink,
     Number,

@@ -35,8 +35,8 @@ from nsbox.names import NAMESPACES, Clone
 from nsbox.plugged import Plugged, shared
 from nsbox.result import Completed, Reason
 from nsbox.sandbox import build_spec, check_spec, launch, plan_for
+from nsbox.slots import NOBODY, Joined
 from nsbox.spec import NetLabel
-from nsbox.steps import NOBODY, Joined
 from nsbox.streams import PIPE, Sink, Stdio, connect, take
 
 if TYPE_CHECKING:

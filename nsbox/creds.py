@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from nsbox import devices
 from nsbox.build import CALLER_ID, SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
+from nsbox.hoststeps import IdMap
 from nsbox.idmap import more_ids
 from nsbox.names import CAPABILITIES, RLIM_INFINITY, RLIMITS, Opcode, SecureBit, capability_mask
 from nsbox.profile import PROFILES
-from nsbox.steps import Fd, Groups, IdMap, Number, Simple, capability_names, rlimit
+from nsbox.steps import Fd, Groups, Number, Simple, capability_names, rlimit
 
 if TYPE_CHECKING:
     from nsbox.host import Host

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
 from nsbox.names import MountAttr, Opcode
-from nsbox.steps import Attach, Fd, MakeDirs, NewMount, Number, OpenPty, Pair, Simple, Slot
+from nsbox.slots import Slot
+from nsbox.steps import Attach, Fd, MakeDirs, NewMount, Number, OpenPty, Pair, Simple
 
 if TYPE_CHECKING:
     from nsbox.build import Build

@@ -25,8 +25,9 @@ from nsbox.keywords import make_spec
 from nsbox.netlink import open_inside
 from nsbox.nftmsg import Table
 from nsbox.rtnl import Rtnl
+from nsbox.slots import Joined
 from nsbox.spec import Mount
-from nsbox.steps import Joined, Netlink
+from nsbox.steps import Netlink
 from nsbox.subnets import free_subnet
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from nsbox.errors import StateError, Unavailable
 from nsbox.names import PlanFlag
 from nsbox.plan import Plan
 from nsbox.process import Ended, Process
+from nsbox.slots import Slot
 from nsbox.spec import Spec
-from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

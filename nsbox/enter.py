@@ -29,8 +29,8 @@ from nsbox.errors import CommandNotFound, SetupError, StateError, TimeoutExpired
 from nsbox.keywords import another_process
 from nsbox.popen import Popen
 from nsbox.process import Injection, Process
+from nsbox.slots import JOIN, Slot
 from nsbox.spawn import PATIENCE_S, spawn
-from nsbox.steps import JOIN, Slot
 from nsbox.streams import wanted_streams
 
 if TYPE_CHECKING:

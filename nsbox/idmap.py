@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsbox import units
 from nsbox.errors import SpecError, Unavailable
-from nsbox.steps import IdMap
+from nsbox.hoststeps import IdMap
 
 if TYPE_CHECKING:
     from nsbox.host import Host

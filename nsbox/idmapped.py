@@ -16,12 +16,12 @@ from nsbox.compile import compile_id_holder
 from nsbox.errors import Unavailable
 from nsbox.kept import Kept
 from nsbox.process import dev_null
+from nsbox.slots import Slot
 from nsbox.spawn import spawn
-from nsbox.steps import Slot
 
 if TYPE_CHECKING:
+    from nsbox.hoststeps import IdLines, MapTree
     from nsbox.launcher import Launcher
-    from nsbox.steps import IdLines, MapTree
 
 _MOST = 16  # each pins a user namespace
 

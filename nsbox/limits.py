@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from nsbox.errors import SpecError
-from nsbox.steps import SetLimit
+from nsbox.hoststeps import SetLimit
 
 if TYPE_CHECKING:
     from nsbox.build import Build

@@ -19,7 +19,6 @@ from nsbox.steps import (
     RootTree,
     Setns,
     Simple,
-    Slot,
     Text,
     mounts_private,
     mounts_slave,
@@ -27,6 +26,7 @@ from nsbox.steps import (
 
 if TYPE_CHECKING:
     from nsbox.build import Build
+    from nsbox.slots import Slot
     from nsbox.spec import Mount, Spec
 
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)

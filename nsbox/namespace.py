@@ -32,14 +32,15 @@ from nsbox.nslist import tree as tree
 from nsbox.popen import Popen
 from nsbox.process import Process, dev_null, open_namespace
 from nsbox.sandbox import launch
+from nsbox.slots import JOIN, Joined, Slot
 from nsbox.spawn import spawn
 from nsbox.spec import NetLabel, Rootfs, Spec
-from nsbox.steps import JOIN, IdMap, Joined, Slot
 from nsbox.streams import PIPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from nsbox.hoststeps import IdMap
     from nsbox.result import Completed
     from nsbox.streams import Stdio
 

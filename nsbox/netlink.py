@@ -9,8 +9,9 @@ from nsbox import probe
 from nsbox.compile import compile_netlink
 from nsbox.process import dev_null
 from nsbox.rtnl import Rtnl
+from nsbox.slots import JOIN, OWNER, Slot
 from nsbox.spawn import spawn
-from nsbox.steps import JOIN, OWNER, Netlink, Slot
+from nsbox.steps import Netlink
 
 if TYPE_CHECKING:
     from nsbox.namespace import Namespace

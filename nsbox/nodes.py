@@ -15,9 +15,9 @@ from nsbox.keywords import make_spec
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl as open_rtnl
 from nsbox.process import dev_null
+from nsbox.slots import JOIN, Joined, Slot
 from nsbox.spawn import spawn
 from nsbox.spec import Mount
-from nsbox.steps import JOIN, Joined, Slot
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 from nsbox.build import SLOT_IDS
 from nsbox.errors import Unavailable
 from nsbox.names import MountAttr, Opcode
-from nsbox.steps import Attach, HandOver, MakeDirs, Number, Options, Slot
+from nsbox.steps import Attach, HandOver, MakeDirs, Number, Options
 
 if TYPE_CHECKING:
     from nsbox.build import Build
+    from nsbox.slots import Slot
 
 MIB, PAGE = 1 << 20, 4096
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)

@@ -9,26 +9,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nsbox.hoststeps import Clone3, IdMap, LauncherNet, MakeCgroup, MapTree, SetLimit
 from nsbox.names import NAMESPACES, At, Clone, PlanFlag
-from nsbox.steps import (
-    CGROUP2,
-    JOIN,
-    Clone3,
-    IdMap,
-    LauncherNet,
-    MakeCgroup,
-    MapTree,
-    Open,
-    OpenNetlink,
-    OpenPty,
-    OpenTree,
-    Pool,
-    SetLimit,
-    Setns,
-    Slot,
-    Slots,
-    Unshare,
-)
+from nsbox.slots import CGROUP2, JOIN, Pool, Slot, Slots
+from nsbox.steps import Open, OpenNetlink, OpenPty, OpenTree, Setns, Unshare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

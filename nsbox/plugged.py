@@ -12,7 +12,7 @@ from nsbox.interface import Interface
 from nsbox.lease import ETH0, Lease
 from nsbox.namespace import Namespace
 from nsbox.netlink import rtnl
-from nsbox.steps import Joined
+from nsbox.slots import Joined
 
 if TYPE_CHECKING:
     from nsbox.identity import Identity

@@ -26,8 +26,8 @@ from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, S
 from nsbox.ports import explain_conflict
 from nsbox.profile import PROFILES
 from nsbox.sandbox import check_spec, launch_pause
+from nsbox.slots import Joined
 from nsbox.spec import NetLabel, Spec
-from nsbox.steps import Joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

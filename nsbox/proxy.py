@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from nsbox import probe
 from nsbox.compile import compile_proxy
 from nsbox.process import dev_null
+from nsbox.slots import JOIN, Slot
 from nsbox.spawn import spawn
-from nsbox.steps import JOIN, Slot
 
 if TYPE_CHECKING:
     from nsbox.namespace import Namespace

@@ -17,9 +17,9 @@ from nsbox.compile import compile_pause, compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, StateError
 from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
+from nsbox.slots import JOIN, NOBODY, OWNER, Joined, Slot
 from nsbox.spawn import spawn
 from nsbox.spec import Mount, NetLabel, Rootfs, Spec
-from nsbox.steps import JOIN, NOBODY, OWNER, Joined, Slot
 
 if TYPE_CHECKING:
     from nsbox.host import Host

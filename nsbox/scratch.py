@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from nsbox.errors import SpecError
 from nsbox.names import Clone, MountAttr
-from nsbox.steps import JOIN, Attach, File, HandRoom, MakeDirs, NewMount, Open, Setns, Slot
+from nsbox.slots import JOIN, Slot
+from nsbox.steps import Attach, File, HandRoom, MakeDirs, NewMount, Open, Setns
 
 if TYPE_CHECKING:
     from nsbox.build import Build

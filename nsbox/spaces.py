@@ -8,18 +8,13 @@ from typing import TYPE_CHECKING
 from nsbox import creds, limits, mounts
 from nsbox.build import SLOT_IDS, Build
 from nsbox.errors import SpecError, Unavailable
+from nsbox.hoststeps import Clone3, LauncherNet, MakeCgroup
 from nsbox.names import NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, capability_mask
+from nsbox.slots import CGROUP2, JOIN, OWNER, TIME
 from nsbox.spec import NetLabel
 from nsbox.steps import (
-    CGROUP2,
-    JOIN,
-    OWNER,
-    TIME,
-    Clone3,
     EnterCgroup,
     HandNetlink,
-    LauncherNet,
-    MakeCgroup,
     Netlink,
     Number,
     OpenNetlink,

@@ -17,9 +17,11 @@ from nsbox.cgroup import Cgroup
 from nsbox.devices import SOCKET
 from nsbox.errors import NetworkError, NsboxError
 from nsbox.hierarchy import parents
+from nsbox.hoststeps import IdMap, MakeCgroup, SetLimit
 from nsbox.names import At, Kind
 from nsbox.process import Injection, Lease, Process, describe, dev_null
-from nsbox.steps import HandNetlink, HandOver, IdMap, MakeCgroup, SetLimit, Slot
+from nsbox.slots import Slot
+from nsbox.steps import HandNetlink, HandOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -18,8 +18,8 @@ from nsbox.compile import compile_template
 from nsbox.errors import SetupError
 from nsbox.kept import Kept
 from nsbox.process import dev_null
+from nsbox.slots import Slot
 from nsbox.spawn import spawn
-from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable

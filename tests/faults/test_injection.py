@@ -17,8 +17,8 @@ import nsbox
 from nsbox import cgroup, idmapped, probe, process, sandbox, templates
 from nsbox import compile as compiler
 from nsbox.errors import SetupError, Unavailable
+from nsbox.slots import Slot
 from nsbox.spawn import spawn
-from nsbox.steps import Slot
 from nsbox.streams import DEVNULL, connect
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from nsbox.compile import compile_holder
 from nsbox.keywords import make_spec
 from nsbox.names import Kind
 from nsbox.process import dev_null
-from nsbox.steps import JOIN, Slot
+from nsbox.slots import JOIN, Slot
 
 KINDS = ["mnt", "net", "uts", "ipc", "pid", "cgroup", "user", "time"]
 pytestmark = pytest.mark.userns

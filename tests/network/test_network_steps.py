@@ -18,8 +18,8 @@ import nsbox
 from nsbox import compile as compiler
 from nsbox import later, nft, probe, process, rtnl, sandbox
 from nsbox.errors import NetworkError, SetupError
+from nsbox.slots import Slot
 from nsbox.spawn import spawn
-from nsbox.steps import Slot
 from nsbox.streams import DEVNULL, connect
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from support import poll_until, scaled
 from nsbox import probe, proxy, sandboxes
 from nsbox.compile import compile_proxy
 from nsbox.process import dev_null
+from nsbox.slots import Slot
 from nsbox.spawn import spawn
-from nsbox.steps import Slot
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,14 +18,15 @@ from support import poll_until
 
 import nsbox
 from nsbox import Mount, Rootfs
+from nsbox.hoststeps import MapTree
 from nsbox.names import Opcode
-from nsbox.steps import MapTree, Slot
+from nsbox.slots import Slot
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 if TYPE_CHECKING:
-    from nsbox.steps import IdLines
+    from nsbox.hoststeps import IdLines
 
 pytestmark = pytest.mark.userns
 CAPABLE: dict[str, Any] = {"user": 0, "profile": "standard"}

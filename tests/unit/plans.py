@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from nsbox import compile as compiler
 from nsbox.creds import router_map
 from nsbox.host import Host
+from nsbox.hoststeps import IdMap
 from nsbox.keywords import Allow, another_process, make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES, RLIMITS
 from nsbox.spec import Limits, Mount, NetLabel, Rootfs, Spec
-from nsbox.steps import IdMap, Netlink
+from nsbox.steps import Netlink
 
 if TYPE_CHECKING:
     import random

@@ -21,29 +21,21 @@ from nsbox.compile import PATH
 from nsbox.creds import router_map
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
+from nsbox.hoststeps import Clone3, IdMap, LauncherNet, MakeCgroup, MapTree, SetLimit
 from nsbox.keywords import make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
 from nsbox.profile import PROFILES
+from nsbox.slots import JOIN, OWNER, TIME, Slot
 from nsbox.spec import Limits, Mount, NetLabel, Rootfs
 from nsbox.steps import (
-    JOIN,
-    OWNER,
-    TIME,
-    Clone3,
     EnterCgroup,
     HandNetlink,
     HandOver,
-    IdMap,
-    LauncherNet,
-    MakeCgroup,
-    MapTree,
     Open,
     OpenNetlink,
     OpenPty,
     OpenTree,
-    SetLimit,
     Setns,
-    Slot,
     Step,
 )
 

@@ -35,8 +35,9 @@ FLOORS: dict[int, str] = {
     0: "_core _ffi",
     1: "errors units names hashing forgotten checks",
     2: "spec keywords host netspec netallow cgroup_places",
-    3: "remedies steps plan profile build limits idmap devices scratch overlay mounts creds spaces "
-    "seccomp confine compile nftmsg nftrule netrules netguard etc wiring drawing",
+    3: "remedies slots hoststeps steps plan profile build limits idmap devices scratch overlay "
+    "mounts creds spaces seccomp confine compile nftmsg nftrule netrules netguard etc wiring "
+    "drawing",
     4: "facts blame usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls "
     "pins processes thaw debug kept mountapi rtnl later nft conntrack shaping changes copying "
     "archive oci images lent shared routes subnets addresses forwarding hostsfile rootpath "

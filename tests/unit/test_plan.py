@@ -16,10 +16,12 @@ from unit.plans import HOSTS, Decoded, Header, RawOp, corpus, decode, mutants, p
 from nsbox import _core, steps
 from nsbox.compile import compile_spec
 from nsbox.errors import SpecError, Unavailable
+from nsbox.hoststeps import Clone3
 from nsbox.names import At, Clone, FilterFlag, Opcode, OpFlag
 from nsbox.plan import NONE, Plan
+from nsbox.slots import Pool, Slot
 from nsbox.spec import Limits, Mount
-from nsbox.steps import Clone3, Fd, Pool, Simple, Slot, Unshare
+from nsbox.steps import Fd, Simple, Unshare
 
 if TYPE_CHECKING:
     from nsbox.steps import ChildStep
