@@ -26,7 +26,7 @@ NOLIBC = (
 #: program name -> flags beyond the common ones
 PROGRAMS: dict[str, tuple[str, ...]] = {
     "floor": ("-std=gnu11",),
-    "cable": ("-std=gnu11", "-D_GNU_SOURCE", f"-I{CSRC}", f"{CSRC}/netlink.c"),
+    "cable": ("-std=gnu11", "-D_GNU_SOURCE", f"-I{CSRC}", *map(str, CSRC.glob("netlink*.c"))),
     "tinytrue": NOLIBC,
     "tinypause": NOLIBC,
 }

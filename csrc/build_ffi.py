@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds nsbox._ffi: the owner's side of the core (client.c), the plan checker (plan.c), and
-rtnetlink (netlink.c).
+rtnetlink (netlink.c, netlink_rows.c).
 
 The compiler's flags are in tools/cflags.py; setup.py adds them.
 """
@@ -27,9 +27,9 @@ ffibuilder.set_source(
     "nsbox._ffi",
     "".join(f'#include "{name}"\n' for name in HEADERS),
     # Relative to the project's root, where setup.py runs: what the sdist and abi3 tags need.
-    sources=["csrc/client.c", "csrc/netlink.c", "csrc/plan.c"],
+    sources=["csrc/client.c", "csrc/netlink.c", "csrc/netlink_rows.c", "csrc/plan.c"],
     include_dirs=["csrc"],
-    depends=["csrc/nsb.h", "csrc/netlink.h", "csrc/sys.h"],
+    depends=["csrc/nsb.h", "csrc/netlink.h", "csrc/netlink_rows.h", "csrc/sys.h"],
     py_limited_api=True,
 )
 
