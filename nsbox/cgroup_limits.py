@@ -29,9 +29,11 @@ def check(
     if not isinstance(limits, Limits):
         raise SpecError("limits", f"{limits!r} is not a Limits")
     files.check_only_cgroup(limits)
-    host = replace(probe.host(), controllers=where.controllers, cgroup_version=where.version,
-                   cgroup2=bool(where.of("unified")))  # fmt: skip
-    wanted = files.settings(limits, spare_pids=spare_pids)
+    host = probe.host()
+    host = replace(host, controllers=where.controllers, cgroup_version=where.version,
+                   cgroup2=bool(where.of("unified")),
+                   net_prio=host.net_prio and bool(where.of("net_prio")))  # fmt: skip
+    wanted = files.settings(limits, spare_pids=spare_pids, net_prio=host.net_prio)
     for setting in wanted:
         why, hint = files.why_not(setting.limit, host)
         if why and late and not files.why_not(setting.limit, probe.host())[0]:

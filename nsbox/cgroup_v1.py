@@ -56,6 +56,8 @@ def set_limit(directories: Directories, file: str, value: str, said: dict[str, s
         _set_io(directory, value)
     elif file == "bpf.priority":
         netprio.attach(directory, int(value))
+    elif file == "net_prio.ifpriomap":
+        netprio.set_map(directory, int(value))
     else:
         cgroupfs.write(f"{directory}/{limits.V1_FILES[file]}", value)
 

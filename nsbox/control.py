@@ -83,7 +83,7 @@ class Control:
             cgroup.update(limits, spare_pids=init)
             if armed < 0:
                 watch_oom(process)
-            for setting in settings(limits):
+            for setting in settings(limits, net_prio="net_prio" in cgroup.directories):
                 if setting.limit not in ("swap", "oom_group"):
                     self._updated[setting.limit] = enforced_by(setting, cgroup.version)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _BASIC = ("memory", "pids", "cpu")
 #: v1: hierarchies that no limit is in.
 V1_HELPERS = ("cpuacct", "freezer")
+#: v1: what ``net_priority`` is by where no cgroup v2 is mounted, to attach programs to.
+NET_PRIO = "net_prio"
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Parents:
     """Where cgroups can be made: controller -> directory; on v2 all are one directory.
 
     On v1 there may be ``cpuacct`` and ``freezer`` among them, and ``unified``: a directory of
-    cgroup v2 without controllers, which has cgroup.kill and cgroup.freeze all the same.
+    cgroup v2 without controllers, which has cgroup.kill and cgroup.freeze all the same; or, without
+    that, ``net_prio``.
     On v2 children have the ``enabled`` controllers already; others must be enabled first.
     """
 
@@ -69,7 +72,7 @@ class _Mount:
 def mounted() -> dict[str, _Mount]:
     """Controller ("" for v2) -> where its hierarchy is mounted; proc_pid_mountinfo(5)."""
     found: dict[str, _Mount] = {}
-    wanted = {*_BASIC, "cpuset", "blkio", *V1_HELPERS}
+    wanted = {*_BASIC, "cpuset", "blkio", *V1_HELPERS, NET_PRIO}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         fstype, _, options = after.split(" ", 2)
@@ -104,7 +107,7 @@ def _usable(directory: str) -> bool:
 def _find_v1() -> Parents:
     mounts, own = mounted(), paths_of()
     found = []
-    for controller in (*CONTROLLERS, *V1_HELPERS):
+    for controller in (*CONTROLLERS, *V1_HELPERS, *(() if "" in mounts else (NET_PRIO,))):
         name = V1_NAMES.get(controller, controller)
         if name in mounts and name in own:
             directory = mounts[name].directory(own[name])
@@ -165,7 +168,7 @@ def available(directory: str) -> list[str]:
 
 
 def _rank(controller: str) -> int:
-    order = (*CONTROLLERS, *V1_HELPERS, "unified")
+    order = (*CONTROLLERS, *V1_HELPERS, NET_PRIO, "unified")
     return order.index(controller)
 
 

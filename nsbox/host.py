@@ -30,6 +30,8 @@ class Host:
         cgroup_version: of these: 1, 2, or 0 for none.
         cgroup2: a directory of cgroup v2 can be made; beside v1 it is one without controllers.
         places: why others cannot be made, and what would mend it; looked up where some cannot.
+        net_prio: v1's controller is there, to be used where there is no ``cgroup2``, and the
+            caller is in the initial network namespace, whose devices alone it knows.
         attaches_bpf: it may attach a BPF program to a cgroup.
         helpers: newuidmap and newgidmap are installed.
         exec_enters_time: a time namespace that was unshared is entered by execve (Linux 6.3).
@@ -53,6 +55,7 @@ class Host:
     controllers: tuple[str, ...] = CONTROLLERS
     cgroup_version: int = 2
     cgroup2: bool = True
+    net_prio: bool = False
     places: Places = Places()  # noqa: RUF009  (immutable)
     attaches_bpf: bool = True
     helpers: bool = False

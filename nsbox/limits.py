@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CPU_PERIOD_US = 100_000
 
 #: Limits that a cgroup enforces -> the controller, in the names of cgroup v2. ``net_priority`` is
-#: of none: a program on a cgroup v2 directory sets it.
+#: of none: a program on a cgroup v2 directory sets it, or ``net_prio`` of v1.
 CONTROLLER_OF = {
     "memory": "memory", "memory_high": "memory", "swap": "memory", "oom_group": "memory",
     "pids": "pids", "cpu": "cpu", "cpu_weight": "cpu", "cpuset": "cpuset", "io": "io",
@@ -34,6 +34,7 @@ V1_FILES = {
     "cpu.max": "cpu.cfs_quota_us",
     "cpu.weight": "cpu.shares",
     "cpuset.cpus": "cpuset.cpus",
+    "net_prio.ifpriomap": "net_prio.ifpriomap",
 }
 #: Key of io.max -> the file of v1, which has one for each.
 V1_IO = {
@@ -58,10 +59,11 @@ class Setting(NamedTuple):
     value: str
 
 
-def settings(limits: Limits, *, spare_pids: int = 0) -> list[Setting]:
+def settings(limits: Limits, *, spare_pids: int = 0, net_prio: bool = False) -> list[Setting]:
     """The files and values of every limit that is set, in an order in which they can be written.
 
-    *spare_pids* is room for processes that are not the payload's.
+    *spare_pids* is room for processes that are not the payload's; *net_prio* is for
+    ``net_priority`` what there is.
     """
     found: list[Setting] = []
     if limits.memory is not None:
@@ -84,7 +86,8 @@ def settings(limits: Limits, *, spare_pids: int = 0) -> list[Setting]:
         pairs = " ".join(f"{key}={value}" for key, value in values)
         found.append(Setting("io", "io.max", f"{device} {pairs}"))
     if limits.net_priority is not None:
-        found.append(Setting("net_priority", "bpf.priority", str(limits.net_priority)))
+        file = "net_prio.ifpriomap" if net_prio else "bpf.priority"
+        found.append(Setting("net_priority", file, str(limits.net_priority)))
     return found
 
 
@@ -110,6 +113,8 @@ def why_not(limit: str, host: Host) -> tuple[str, str]:
     """Why this host cannot enforce a limit, and what would mend it; ("", "") if it can."""
     controller = CONTROLLER_OF[limit]
     if controller == "bpf":
+        if host.net_prio:
+            return "", ""
         if not host.attaches_bpf:
             return ("attaching a BPF program to a cgroup takes CAP_BPF and CAP_NET_ADMIN in the "
                     "initial user namespace"), "run as root"  # fmt: skip
@@ -172,9 +177,12 @@ def cgroup_limits(build: Build) -> list[SetLimit]:
     # init is not the payload's: it gets a place of its own
     init = int(build.spec.init and build.has_new("pid"))
     steps, refused = [], set()
-    for setting in settings(replace(asked, **defaults), spare_pids=init):
+    for setting in settings(replace(asked, **defaults), spare_pids=init, net_prio=host.net_prio):
         limit = "memory" if setting.limit in ("swap", "oom_group") else setting.limit
         why, hint = why_not(limit, host)
+        if setting.file == "net_prio.ifpriomap" and build.own("net"):
+            why = "net_prio of cgroup v1 knows the devices of the initial network namespace alone"
+            hint = f'net="host", or for BPF programs: {host.places.obstacle("unified").fix}'
         if limit in refused:
             continue
         if why:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The priority of a cgroup's network traffic: two small BPF programs on a cgroup v2 directory.
 
-``net_prio`` of cgroup v1 does the same, but is rarely mounted, and v2 has no such controller. One
-program gives new sockets their priority, so that getsockopt(2) says it; the other gives it to
+One gives new sockets their priority, so that getsockopt(2) says it; the other gives it to
 each packet on its way to the queue, whatever SO_PRIORITY or IP_TOS were set to meanwhile. They
 live as long as the directory. bpf(2), Linux 4.10; the caller needs CAP_BPF and CAP_NET_ADMIN.
+
+Where only cgroup v1 is mounted, its ``net_prio`` has to do, which v2 does not have: a map from
+devices to priorities, of packets that have none. It knows devices of the initial network
+namespace alone (net/core/netprio_cgroup.c looks them up there).
 """
 
 from __future__ import annotations
 
 import os
 import struct
+
+from nsbox import cgroupfs
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
 _PROG_LOAD, _PROG_ATTACH = 5, 8
@@ -48,6 +53,19 @@ def attach(directory: str, priority: int) -> None:
                 os.close(program)
     finally:
         os.close(target)
+
+
+def set_map(directory: str, priority: int) -> None:
+    """From now on, packets that are sent in this cgroup without a priority have *priority*, by
+    whatever device there is now. Raises OSError."""
+    file = f"{directory}/net_prio.ifpriomap"
+    for line in cgroupfs.read(file).splitlines():
+        cgroupfs.write(file, f"{line.rpartition(' ')[0]} {priority}")
+
+
+def in_initial_network() -> bool:
+    """The calling thread. Others do not have the settings that are of the whole kernel."""
+    return os.path.exists("/proc/sys/net/core/netdev_budget")
 
 
 def _load(kind: int, where: int, code: bytes) -> int:

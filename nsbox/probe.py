@@ -12,7 +12,7 @@ import stat
 import struct
 from pathlib import Path
 
-from nsbox import _core, hierarchy
+from nsbox import _core, hierarchy, netprio
 from nsbox.cgroup_places import Places
 from nsbox.compile import PATH
 from nsbox.errors import Unavailable
@@ -175,7 +175,8 @@ def _landlock_abi() -> int:
 
 def host(*, cached: bool = True) -> Host:
     """The facts of now; looked up anew when the caller's identity has changed."""
-    identity = (os.getresuid(), os.getresgid(), os.getpid())
+    initial = netprio.in_initial_network()
+    identity = (os.getresuid(), os.getresgid(), os.getpid(), initial)
     if identity[0][0] != identity[0][1]:
         raise Unavailable("nsbox", "a set-user-ID caller is not served: its real and effective "
                           "user differ")  # fmt: skip
@@ -197,6 +198,7 @@ def _is_complete(where: hierarchy.Parents) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _host(identity: tuple[object, ...]) -> Host:
+    initial_network = bool(identity[-1])
     euid, egid = os.geteuid(), os.getegid()
     capabilities = int(_status("CapEff"), 16)
     initial = _in_initial_userns()
@@ -216,6 +218,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         cgroup2=bool(where.of("unified")),
+        net_prio=bool(where.of(hierarchy.NET_PRIO)) and initial_network,
         places=Places() if _is_complete(where) else hierarchy.places(),
         attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from run import kit
-from support import scaled
+from support import poll_until, scaled
 
 import nsbox
-from nsbox import Limits, Mount, cgroupfs, probe
+from nsbox import Limits, Mount, cgroupfs, hierarchy, probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -179,6 +181,98 @@ def test_packets_have_the_priority_whatever_the_socket_says(priority: int | None
     packets = {name: int(count) for name, count in found}
     udp, others = ("1:14", "1:1") if priority else ("1:1", "1:14")
     assert (packets[udp], packets[others]) == (10, 0)
+
+
+_V1_ALONE = """
+import subprocess, sys
+import nsbox
+from nsbox import Limits, hierarchy
+from nsbox.syscalls import Clone, MountFlag, UmountFlag, mount, umount2, unshare
+
+where = sys.argv[1]
+unshare(Clone.NEWNS)
+mount(None, "/", None, MountFlag.REC | MountFlag.PRIVATE)
+while place := hierarchy.mounted().get(""):
+    umount2(place.point, UmountFlag.DETACH)
+if not hierarchy.mounted().keys() & {"memory", "pids", "cpu"}:
+    print("skip: all controllers are those of v2 here")
+    sys.exit()
+mounted = "net_prio" in hierarchy.mounted()
+if not mounted:
+    mount("net_prio", where, "cgroup", data="net_prio")
+try:
+    limits = Limits(net_priority="1:20")
+    code = '''
+import socket as s, sys
+d, r = (s.socket(s.AF_INET, s.SOCK_DGRAM) for _ in "dr")
+r.bind(("127.0.0.1", 0))
+r.settimeout(10)
+try:
+    r.setsockopt(1, 82, 1)  # SO_RCVPRIORITY, Linux 6.14
+except OSError:
+    print("unseen")
+    sys.exit()
+d.sendto(b"x", r.getsockname())
+_, found, _, _ = r.recvmsg(9, 99)
+print(*(int.from_bytes(data, sys.byteorder) for level, kind, data in found if kind == 12))
+'''
+    for asked in (limits, None):
+        done = nsbox.run(["python3", "-ISc", code], net="host", limits=asked, capture_output=True,
+                         text=True)
+        assert done.stdout in ("unseen\\n", f"{0x10020 if asked else 0}\\n"), done
+    done = nsbox.run(["true"], net="host", limits=limits)
+    assert done.enforcement["net_priority"] == "cgroup v1 net_prio.ifpriomap", done
+    try:
+        nsbox.run(["true"], limits=limits)
+    except nsbox.Unavailable as e:
+        assert "initial network namespace" in str(e) and "mount -t cgroup2" in str(e), e
+    else:
+        sys.exit("it has a network of its own")
+    with nsbox.Cgroup.create(limits=limits) as group:
+        devices = open(f"{group.directories['net_prio']}/net_prio.ifpriomap").read().splitlines()
+        assert devices and all(line.endswith(f" {0x10020}") for line in devices), devices
+        group.update(Limits(net_priority=3))
+        assert "lo 3\\n" in open(f"{group.directories['net_prio']}/net_prio.ifpriomap").read()
+    unshare(Clone.NEWNET)
+    try:
+        nsbox.run(["true"], net="host", limits=limits)
+    except nsbox.Unavailable as e:
+        assert e.feature == "limits.net_priority", e
+    else:
+        sys.exit("its caller has a network of its own")
+finally:
+    if not mounted:
+        umount2(where, UmountFlag.DETACH)
+"""
+
+
+@pytest.fixture
+def net_prio(tmp_path: Path) -> Iterator[Path]:
+    """Where that can be mounted. A hierarchy stays until all its groups have gone, which happens
+    later, unless it is mounted and unmounted once more."""
+    before = "net_prio" in hierarchy.paths_of()
+    yield tmp_path
+    again = f"mount -t cgroup -o net_prio net_prio {tmp_path} && umount {tmp_path}"
+
+    def gone() -> bool:
+        with contextlib.suppress(AssertionError):
+            poll_until(lambda: ("net_prio" in hierarchy.paths_of()) == before, 0.5)
+            return True
+        subprocess.run(["unshare", "--mount", "sh", "-c", again], check=False)
+        return False
+
+    poll_until(gone, 20)
+
+
+@cgroup
+@pytest.mark.root
+def test_where_v1_is_alone_its_own_controller_gives_the_priority(net_prio: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _V1_ALONE, net_prio], capture_output=True,
+                          text=True, timeout=scaled(60), check=False)  # fmt: skip
+    if done.stdout.startswith("skip: "):
+        pytest.skip(done.stdout.removeprefix("skip: "))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
 
 
 @pytest.mark.user

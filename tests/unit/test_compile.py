@@ -861,6 +861,24 @@ def test_a_priority_puts_the_child_into_cgroup_v2_on_v1_as_well() -> None:
     assert not plan_of("root, v1", limits=Limits(pids=5)).clone.into_cgroup
 
 
+def test_a_priority_by_net_prio_is_of_who_has_the_host_s_devices() -> None:
+    alone = dataclasses.replace(HOSTS["root, v1"], cgroup2=False, net_prio=True)
+    plan = plan_of(alone, limits=Limits(net_priority=6), net="host", profile="none")
+    assert [s for s in plan.steps if isinstance(s, SetLimit)] == [
+        SetLimit("net_prio.ifpriomap", "6", "limits.net_priority"),
+    ]  # fmt: skip
+    assert [s.slot.key for s in plan.steps if isinstance(s, EnterCgroup)] == ["net_prio"]
+    assert not plan.clone.into_cgroup
+    assert dict(plan.enforcement) == {"net_priority": "cgroup v1 net_prio.ifpriomap"}
+    for keywords in ({}, {"join": ("user", "net"), "join_map": "slot"}):
+        with pytest.raises(Unavailable, match=r"net_priority: .*initial network namespace"):
+            plan_of(alone, limits=Limits(net_priority=6), **keywords)
+    with pytest.raises(Unavailable, match=r"net_priority: no cgroup v2 directory"):
+        plan_of(
+            dataclasses.replace(alone, net_prio=False), limits=Limits(net_priority=6), net="host"
+        )
+
+
 def test_what_v1_does_not_have_is_refused_there_only() -> None:
     limits = Limits(memory_high="32MiB")
     with pytest.raises(Unavailable, match=r"limits\.memory_high: memory\.high is of cgroup v2"):
