@@ -101,7 +101,8 @@ enum nsb_op_flag {
 	NSB_MAKE_TARGET = 8,   /* attach, mount: make the destination when it is missing */
 	NSB_CHOWN = 16,	       /* mkdir: new directories belong to c:m */
 	NSB_AS_IS = 32,	       /* procfs, root_tree: the one that is there, not a new mount */
-	NSB_IF_POSSIBLE = 64,  /* attach: go without where the destination must not be made */
+	NSB_IF_POSSIBLE = 64,  /* attach: go without a destination that cannot be had */
+	NSB_OVER = 128,	       /* file: mounted, over what is there */
 };
 
 struct nsb_op {

@@ -38,39 +38,54 @@ int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name)
 	return open_below(cx, slash ? parent : "/", O_PATH | O_DIRECTORY);
 }
 
+static int make_dir(struct nsb_ctx *cx, const char *path, uint64_t mode, const struct nsb_op *op)
+{
+	const char *name;
+	int err, fd = nsb_parent_in_root(cx, path, &name);
+
+	if (fd < 0)
+		return fd;
+	cx->call = "mkdirat";
+	err = (int)nsb_sys3(__NR_mkdirat, fd, name, mode);
+	if (err == 0 && op->flags & NSB_CHOWN) {
+		cx->call = "fchownat";
+		err = (int)nsb_sys5(__NR_fchownat, fd, name, op->c, op->m, AT_SYMLINK_NOFOLLOW);
+	}
+	sys_close(fd);
+	if (err != -EEXIST)
+		return err;
+	/* Another sandbox of this root was quicker; or it is a link that leads nowhere. */
+	fd = open_below(cx, path, O_PATH | O_DIRECTORY);
+	cx->call = "mkdirat";
+	if (fd < 0)
+		return err;
+	sys_close(fd);
+	return 0;
+}
+
 /* Makes what is missing of the first length bytes of path, one component at a time, each looked
  * up in the root anew: a symlink on the way leads to where the payload would be led, never to the
  * host. op has what step_mkdir's has but the path. */
 int nsb_make_dirs(struct nsb_ctx *cx, const char *path, size_t length, const struct nsb_op *op)
 {
 	char prefix[4096];
-	const char *name;
-	int err = 0, fd;
 
 	cx->call = "mkdirat";
 	if (length >= sizeof(prefix))
 		return -ENAMETOOLONG;
 	for (size_t i = 1; i <= length; i++) {
+		int err, fd;
+
 		prefix[i - 1] = path[i - 1];
 		if (i < length && path[i] != '/')
 			continue;
 		prefix[i] = 0;
 		fd = open_below(cx, prefix, O_PATH | O_DIRECTORY);
-		if (fd == -ENOENT) {
-			fd = nsb_parent_in_root(cx, prefix, &name);
-			if (fd < 0)
-				return fd;
-			cx->call = "mkdirat";
-			err = (int)nsb_sys3(__NR_mkdirat, fd, name, i < length ? 0755 : op->n);
-			if (err == 0 && op->flags & NSB_CHOWN) {
-				cx->call = "fchownat";
-				err = (int)nsb_sys5(__NR_fchownat, fd, name, op->c, op->m,
-						    AT_SYMLINK_NOFOLLOW);
-			}
+		if (fd >= 0) {
+			sys_close(fd);
+			continue;
 		}
-		if (fd < 0)
-			return fd;
-		sys_close(fd);
+		err = fd == -ENOENT ? make_dir(cx, prefix, i < length ? 0755 : op->n, op) : fd;
 		if (err < 0)
 			return err;
 	}
@@ -100,19 +115,11 @@ static int write_all(struct nsb_ctx *cx, int fd, const char *data, uint64_t size
 	return 0;
 }
 
-int step_file(struct nsb_ctx *cx, const struct nsb_op *op)
+/* What the op of a file says, into one that is new; it is closed then. */
+int nsb_fill_file(struct nsb_ctx *cx, const struct nsb_op *op, int fd)
 {
-	const char *name;
-	int err, fd, parent = nsb_parent_in_root(cx, nsb_str(cx, op->a), &name);
+	int err = write_all(cx, fd, nsb_str(cx, op->b), op->n);
 
-	if (parent < 0)
-		return parent;
-	cx->call = "openat";
-	fd = sys_openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-	sys_close(parent);
-	if (fd < 0)
-		return fd;
-	err = write_all(cx, fd, nsb_str(cx, op->b), op->n);
 	if (err == 0 && op->c != UINT32_MAX) {
 		cx->call = "fchown";
 		err = (int)nsb_sys3(__NR_fchown, fd, op->c, op->m >> 32);
@@ -125,6 +132,34 @@ int step_file(struct nsb_ctx *cx, const struct nsb_op *op)
 	return err;
 }
 
+int step_file(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const char *name;
+	int fd, parent;
+
+	if (op->flags & NSB_OVER)
+		return nsb_file_over(cx, op);
+	parent = nsb_parent_in_root(cx, nsb_str(cx, op->a), &name);
+	if (parent < 0)
+		return parent;
+	cx->call = "openat";
+	fd = sys_openat(parent, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+	sys_close(parent);
+	return fd < 0 ? fd : nsb_fill_file(cx, op, fd);
+}
+
+/* Whether a link that is there says just that. */
+static bool says(int parent, const char *name, const char *target)
+{
+	char said[4096];
+	long got = nsb_sys4(__NR_readlinkat, parent, name, said, sizeof(said));
+	long i = 0;
+
+	while (i < got && target[i] && said[i] == target[i])
+		i++;
+	return i == got && target[i] == 0;
+}
+
 int step_symlink(struct nsb_ctx *cx, const struct nsb_op *op)
 {
 	const char *name;
@@ -134,6 +169,8 @@ int step_symlink(struct nsb_ctx *cx, const struct nsb_op *op)
 		return parent;
 	cx->call = "symlinkat";
 	err = (int)nsb_sys3(__NR_symlinkat, nsb_str(cx, op->a), parent, name);
+	if (err == -EEXIST && says(parent, name, nsb_str(cx, op->a)))
+		err = 0; /* in a root that is kept, from the last time */
 	sys_close(parent);
 	return err;
 }

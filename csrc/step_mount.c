@@ -188,19 +188,21 @@ static bool not_permitted(int err)
 	return err == -EACCES || err == -EPERM || err == -EROFS || err == -EOVERFLOW;
 }
 
-static int attach(struct nsb_ctx *cx, const struct nsb_op *op, int mount, bool directory)
+static int attach(struct nsb_ctx *cx, const char *path, unsigned int flags, int mount,
+		  bool directory)
 {
-	const char *path = nsb_str(cx, op->b);
 	int err, target;
 
 	target = nsb_in_root(cx, path, O_PATH);
-	if (target == -ENOENT && op->flags & NSB_MAKE_TARGET) {
+	if (target == -ENOENT && flags & NSB_MAKE_TARGET) {
 		err = make_target(cx, path, directory);
-		if (op->flags & NSB_IF_POSSIBLE && not_permitted(err))
+		if (flags & NSB_IF_POSSIBLE && not_permitted(err))
 			return 0;
 		if (err < 0)
 			return err;
 		target = nsb_in_root(cx, path, O_PATH);
+	} else if (target == -ENOENT && flags & NSB_IF_POSSIBLE) {
+		return 0;
 	}
 	if (target < 0)
 		return target;
@@ -218,7 +220,8 @@ int step_attach(struct nsb_ctx *cx, const struct nsb_op *op)
 	err = (int)nsb_sys5(__NR_statx, cx->slots[op->a], "", AT_EMPTY_PATH, STATX_TYPE, &st);
 	if (err < 0)
 		return err;
-	return attach(cx, op, cx->slots[op->a], (st.stx_mode & S_IFMT) == S_IFDIR);
+	return attach(cx, nsb_str(cx, op->b), op->flags, cx->slots[op->a],
+		      (st.stx_mode & S_IFMT) == S_IFDIR);
 }
 
 int step_mount(struct nsb_ctx *cx, const struct nsb_op *op)
@@ -228,8 +231,58 @@ int step_mount(struct nsb_ctx *cx, const struct nsb_op *op)
 	mount = nsb_new_mount(cx, nsb_str(cx, op->a), op->c ? nsb_str(cx, op->c) : "", op->n);
 	if (mount < 0)
 		return mount;
-	err = attach(cx, op, mount, true);
+	err = attach(cx, nsb_str(cx, op->b), op->flags, mount, true);
 	sys_close(mount);
+	return err;
+}
+
+/* A tree that is one new file, on a tmpfs that has nothing else. It can be copied out of that only
+ * while that is attached (open_tree(2)): for a moment over the root, below which lookups go on. */
+static int file_tree(struct nsb_ctx *cx, const struct nsb_op *op, int tmpfs)
+{
+	static const char name[] = "file";
+	int err, here, fd = sys_openat(tmpfs, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+	cx->call = "openat";
+	err = fd < 0 ? fd : nsb_fill_file(cx, op, fd);
+	if (err < 0)
+		return err;
+	cx->call = "openat";
+	here = sys_openat(AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	if (here < 0)
+		return here;
+	err = move_onto(cx, tmpfs, cx->root);
+	if (err == 0) {
+		cx->call = "open_tree";
+		fd = (int)nsb_sys3(__NR_open_tree, tmpfs, name,
+				   OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+		nsb_sys1(__NR_fchdir, tmpfs);
+		err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
+		nsb_sys1(__NR_fchdir, here);
+		if (err < 0)
+			cx->call = "umount2";
+	}
+	sys_close(here);
+	if (err < 0 && fd >= 0)
+		sys_close(fd);
+	return err < 0 ? err : fd;
+}
+
+int nsb_file_over(struct nsb_ctx *cx, const struct nsb_op *op)
+{
+	const uint64_t attrs = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
+	int err, tree, tmpfs = nsb_new_mount(cx, "tmpfs", "", attrs);
+
+	if (tmpfs < 0)
+		return tmpfs;
+	tree = file_tree(cx, op, tmpfs);
+	sys_close(tmpfs);
+	if (tree < 0)
+		return tree;
+	err = set_attrs(cx, tree, MOUNT_ATTR_RDONLY, 0);
+	if (err == 0)
+		err = attach(cx, nsb_str(cx, op->a), op->flags, tree, false);
+	sys_close(tree);
 	return err;
 }
 

@@ -62,7 +62,10 @@ nsb_step_fn step_mkdir, step_mknod, step_file, step_symlink, step_procfs, step_s
 nsb_step_fn step_chdir, step_room;
 int nsb_in_root(struct nsb_ctx *cx, const char *path, int flags);
 int nsb_parent_in_root(struct nsb_ctx *cx, const char *path, const char **name);
+int nsb_fill_file(struct nsb_ctx *cx, const struct nsb_op *op, int fd);
 int nsb_make_dirs(struct nsb_ctx *cx, const char *path, size_t length, const struct nsb_op *op);
+/* step_mount.c */
+int nsb_file_over(struct nsb_ctx *cx, const struct nsb_op *op);
 /* A detached mount of a new file system; options are a LIST. */
 int nsb_new_mount(struct nsb_ctx *cx, const char *type, const char *options, uint64_t attrs);
 /* step_cred.c */

@@ -25,6 +25,13 @@ _HINTS = {
     ("clone3", errno.EAGAIN): "a limit of processes was reached (pids cgroup, RLIMIT_NPROC)",
     ("clone3", errno.ETIMEDOUT): "something among the processes that it joins has stopped it",
     ("openat2", errno.ENOENT): "make this path in the root directory, or use ro=False",
+    ("openat2", errno.EACCES): "a directory on the way, or the root directory itself, is closed "
+    "(o+x) to the sandbox's user",
+    ("mkdirat", errno.EACCES): "nobody in the sandbox may write there: make this path yourself",
+    ("mkdirat", errno.EEXIST): "a symbolic link that leads nowhere is there",
+    ("openat", errno.ELOOP): "a symbolic link that leads nowhere is there",
+    ("move_mount", errno.EINVAL): "a directory can be mounted on a directory, a file on a file",
+    ("move_mount", errno.ENOTDIR): "a directory can be mounted on a directory, a file on a file",
     ("open_tree", errno.EINVAL): "in a user namespace, a directory that has mounts below it "
     "cannot be taken without them",
     ("flock", errno.EBUSY): "another sandbox is using this upper directory",

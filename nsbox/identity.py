@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 HOSTS, HOSTNAME, RESOLV = "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"
 _NAMELESS = "sandbox"
 _MOST_NAME = 63
+_OTHERS = ("/dev", "/proc", "/sys")
 _NO_LABEL = re.compile(r"[^A-Za-z0-9]+")
 #: Debian's, for a host's own name where it has no address that stays.
 _OWN = ipaddress.ip_address("127.0.1.1")
@@ -82,9 +83,9 @@ class Identity:
         for where, path in self.files.items():
             if where in taken:  # the caller's own is over it
                 continue
-            if _has_room(spec, where):
+            at = rootpath.leads_to(spec.root, where)
+            if _has_room(spec, at):
                 path = self._copy(path) if _may_write(spec) else path
-                at = rootpath.leads_to(spec.root, where)
                 files.append(NetFile(path, where, at, where in self.asked))
             elif where in self.asked:
                 raise SpecError(self.asked[where], f"the root has no {where} of its own for it")
@@ -111,12 +112,18 @@ def _may_write(spec: Spec) -> bool:
     return (names is None or "SYS_ADMIN" in names) and not probe.host().privileged
 
 
-def _has_room(spec: Spec, where: str) -> bool:
+def _has_room(spec: Spec, at: str) -> bool:
+    """Not where something of nsbox's will be; /etc/hosts may lead to /dev/null."""
     root = spec.root
+    if root.kind == "inherit" or any(rootpath.is_in(at, one) for one in _OTHERS):
+        return False  # the first is left as it is
     if root.kind == "dir" and root.ro:
-        path = root.path + where
-        return os.path.isfile(path) and not os.path.islink(path)
-    return root.kind != "inherit"  # which is left as it is
+        path = root.path + at
+        hidden = rootpath.is_in(at, "/tmp") or any(
+            rootpath.is_in(at, mount.dst) for mount in spec.mounts
+        )
+        return os.path.isfile(path) and not os.path.islink(path) and not hidden
+    return True
 
 
 def _new_path(kind: str) -> str:

@@ -125,6 +125,7 @@ def _open_directory(build: Build) -> Slot:
     """A directory as root. As root with a slot of ids, an image's ids are those inside; and in a
     writable one root inside is root, to make what is mounted on, where no payload can be that."""
     spec, attrs = build.spec, _root_attrs(build)
+    attrs |= _READONLY if spec.root.ro else 0  # of whatever is mounted in it, too
     if build.id_map == "slot" and spec.root.image:
         ids = overlay.IMAGE_IDS
         return build.map_tree(spec.root.path, attrs, ids, ids, "root", keep=False, required=False)
@@ -154,11 +155,9 @@ def add_root(build: Build, parts: RootParts) -> None:
         tmp = scratch.has_tmp(build) and not spec.root.path
         overlay.add_overlay(build, parts.layers, *scratch.room(build), tmp)
     else:
-        data = sum(scratch.pages(mount.data) for mount in spec.mounts)
-        size = scratch.MIB + data
         options = (
             ("mode", "755"),
-            ("size", str(size)),
+            ("size", str(scratch.MIB)),
             ("nr_inodes", str(1024 + 16 * len(spec.mounts))),
         )
         build.add(Options(Opcode.ROOT_TMPFS, "root", options, _SAFE, "root"))
@@ -221,13 +220,25 @@ def open_names(build: Build) -> None:
                    for file in build.spec.net_files]  # fmt: skip
 
 
-def _add_names(build: Build, make: bool) -> None:
+def _add_names(build: Build, make: bool, *, late: bool = False) -> None:
+    """Those that are not in a tmpfs of the sandbox's; *late*, when there are all mounts, those."""
     make = make and not _has_net_files(build)
     for slot, file in build.names:
-        build.add(Attach(slot, file.at, "net", make, optional=make and not file.required))
+        if late is (not build.template and _is_in_tmpfs(build, file.at)):
+            build.add(Attach(slot, file.at, "net", make, optional=make and not file.required))
     if build.names and build.template:
         # Opened where mounts may be shared with the host: what is mounted on them stays here.
         build.add(mounts_private("net"))
+
+
+def _is_in_tmpfs(build: Build, dst: str, before: int | None = None) -> bool:
+    """Whether a destination is in a tmpfs of the sandbox's own, where all can be made: so says
+    the innermost of the mounts (*before* one of them) that it is in."""
+    places = [("/tmp", "tmpfs")] if scratch.has_tmp(build) else []
+    places += [(mount.dst, mount.kind) for mount in build.spec.mounts[:before]]
+    found = [(len(place), i, kind) for i, (place, kind) in enumerate(places)
+             if dst.startswith(f"{place}/")]  # fmt: skip
+    return bool(found) and max(found)[2] == "tmpfs"
 
 
 def _has_net_files(build: Build) -> bool:
@@ -285,8 +296,7 @@ def _add_user_mount(build: Build, index: int, mount: Mount, slot: Slot | None, m
         attrs = _SAFE | int(MountAttr.NOEXEC) | _READONLY
         build.add(NewMount("sysfs", mount.dst, (), attrs, source, make))
     elif mount.kind == "file":
-        _add_parent(build, mount.dst, source, make)
-        build.add(File(mount.dst, mount.data, mount.mode, None, source))
+        build.add(File(mount.dst, mount.data, mount.mode, None, source, over=True, make=make))
     else:
         _add_parent(build, mount.dst, source, make)
         build.add(Pair(Opcode.SYMLINK, "symlink", mount.src, mount.dst, source))
@@ -371,7 +381,9 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     tmp = layers.tmp if layers is not None else None
     scratch.add_scratch(build, make, tmp)
     for i, mount in enumerate(build.spec.mounts):
-        _add_user_mount(build, i, mount, parts.binds.get(i), make)
+        possible = make or _is_in_tmpfs(build, mount.dst, i)
+        _add_user_mount(build, i, mount, parts.binds.get(i), possible)
+    _add_names(build, make, late=True)
 
 
 def add_pivot(build: Build) -> None:

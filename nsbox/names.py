@@ -76,6 +76,7 @@ class OpFlag(enum.IntFlag):
     CHOWN = 16
     AS_IS = 32
     IF_POSSIBLE = 64
+    OVER = 128
 
 
 class PlanFlag(enum.IntFlag):

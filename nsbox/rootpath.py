@@ -9,18 +9,43 @@ meanwhile, or lies, nothing comes but another place in it.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nsbox import mountapi
 
 if TYPE_CHECKING:
-    from nsbox.spec import Rootfs
+    from collections.abc import Sequence
+
+    from nsbox.spec import Mount, Rootfs, Spec
 
 _MOST_LINKS = 40  # as path_resolution(7)
 
 
-def leads_to(root: Rootfs, where: str) -> str:
-    """*where* without links on the way, in a directory or an overlay that can be written."""
+def placed(spec: Spec) -> Spec:
+    """*spec* with its mounts where their destinations lead, in a root where what is missing of
+    them is made, and then is none of the payload's changes."""
+    if not spec.mounts or spec.root.kind not in ("dir", "overlay") or _is_read_only(spec.root):
+        return spec
+    mounts: list[Mount] = []
+    for mount in spec.mounts:
+        covered = [one.dst for one in mounts]
+        if mount.kind == "symlink":  # which is made, not followed
+            parent, _, name = mount.dst.rpartition("/")
+            at = f"{leads_to(spec.root, parent, covered).rstrip('/')}/{name}"
+        else:
+            at = leads_to(spec.root, mount.dst, covered)
+        mounts.append(mount if at == mount.dst else replace(mount, dst=at))
+    return replace(spec, mounts=tuple(mounts))
+
+
+def _is_read_only(root: Rootfs) -> bool:
+    return root.kind == "dir" and root.ro
+
+
+def leads_to(root: Rootfs, where: str, covered: Sequence[str] = ()) -> str:
+    """*where* without links on the way, in a directory or an overlay. What is at or below one of
+    *covered* is not the root's."""
     trees, done, links = _trees(root), "", 0
     left = where.split("/")[::-1]
     while trees and left:
@@ -28,9 +53,11 @@ def leads_to(root: Rootfs, where: str) -> str:
         if name == "..":
             done = done.rpartition("/")[0]
         elif name not in ("", "."):
-            target = _link(trees, f"{done}/{name}") if links < _MOST_LINKS else None
+            path = f"{done}/{name}"
+            follow = links < _MOST_LINKS and not any(is_in(path, one) for one in covered)
+            target = _link(trees, path) if follow else None
             if target is None:
-                done = f"{done}/{name}"
+                done = path
             else:
                 links += 1
                 done = "" if target.startswith("/") else done
@@ -38,10 +65,14 @@ def leads_to(root: Rootfs, where: str) -> str:
     return done or where
 
 
+def is_in(path: str, place: str) -> bool:
+    return path == place or path.startswith(f"{place}/")
+
+
 def _trees(root: Rootfs) -> list[str]:
     """Its directories on the host, topmost first."""
     if root.kind == "dir":
-        return [] if root.ro else [root.path]
+        return [root.path]
     upper = [f"{root.path}/upper"] if root.kind == "overlay" and root.path else []
     return upper + [layer.path for layer in root.layers if layer.kind == "dir"]
 

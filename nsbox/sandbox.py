@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from nsbox import launcher, probe, templates
+from nsbox import launcher, probe, rootpath, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
 from nsbox.errors import SetupError, SpecError, StateError
 from nsbox.keywords import spec_of
@@ -91,8 +91,8 @@ def build_spec(args: Any, keywords: dict[str, Any], call: str = "run") -> Spec:
     if spec.root.kind in ("tar", "oci", "overlay"):
         from nsbox import images
 
-        return images.with_image(spec)
-    return _with_interpreter(spec)
+        return rootpath.placed(images.with_image(spec))
+    return rootpath.placed(spec) if spec.root.kind == "dir" else _with_interpreter(spec)
 
 
 def _spec_key(args: Any, keywords: dict[str, Any]) -> object:

@@ -249,7 +249,10 @@ class Mount:
 
     @classmethod
     def file(cls, dst: Path, data: str | bytes, mode: int = 0o644) -> Mount:
-        """A file with this content, owned by the sandbox's set-up user."""
+        """A file with this content, owned by the sandbox's set-up user; read-only.
+
+        It is mounted over what is there, which stays as it is.
+        """
         raw, _ = file_data(data, "data")
         return cls("file", container_path(dst, "dst"), data=raw, mode=mode_bits(mode))
 

@@ -373,11 +373,16 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A new one; or, *over* what is there, one that is mounted, and of a tmpfs of its own. With
+    *make* what it is mounted on is made where it is missing."""
+
     dst: str
     data: bytes
     mode: int
     owner: tuple[int, int] | None
     source: str
+    over: bool = False
+    make: bool = False
     who: ClassVar[str] = "child"
     name: ClassVar[str] = "file"
     opcode: ClassVar[Opcode] = Opcode.FILE
@@ -388,7 +393,9 @@ class File:
     def encode(self, pool: Pool, slots: Slots) -> Op:
         uid, gid = self.owner or (0xFFFFFFFF, 0xFFFFFFFF)
         offset = pool.raw(self.data) if self.data else 0
-        return Op(pool.text(self.dst), offset, uid, n=len(self.data), m=gid << 32 | self.mode)
+        flags = OpFlag.OVER * self.over | OpFlag.MAKE_TARGET * self.make
+        return Op(pool.text(self.dst), offset, uid, flags=int(flags), n=len(self.data),
+                  m=gid << 32 | self.mode)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

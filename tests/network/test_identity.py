@@ -416,6 +416,65 @@ def test_a_link_to_what_is_not_there_is_followed_in_the_root() -> None:
 
 
 @elsewhere
+def test_a_link_does_not_lead_to_what_is_not_the_root_s() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    look = "echo x > /dev/null; test -c /dev/null; cat /etc/resolv.conf"
+    with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+        lower = kit.busybox_root(Path(where) / "root")
+        for name, target in (("hosts", "/dev/null"), ("hostname", "/proc/self/environ")):
+            (lower / "etc" / name).symlink_to(target)
+        keywords = {"net": net, "profile": "none", "capture_output": True, "text": True}
+        for root in (nsbox.Rootfs.overlay(lower), nsbox.Rootfs.dir(lower, ro=False)):
+            done = nsbox.run(["sh", "-c", look], root=root, dns=["192.0.2.9"], **keywords)
+            assert done.ok, done
+            assert "nameserver 192.0.2.9" in str(done.stdout)
+        (lower / "etc/resolv.conf").unlink()
+        (lower / "etc/resolv.conf").symlink_to("/dev/null")
+        with pytest.raises(nsbox.SpecError, match=r"dns: the root has no /etc/resolv\.conf"):
+            nsbox.run(["true"], root=nsbox.Rootfs.overlay(lower), dns=["192.0.2.9"], **keywords)
+
+
+@pytest.mark.kernel
+@elsewhere
+def test_a_tmpfs_that_a_link_leads_into_gets_the_file() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    for target, mounts in (("/run/resolv.conf", [nsbox.Mount.tmpfs("/run")]), ("/tmp/r", [])):
+        with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+            lower = kit.busybox_root(Path(where) / "root")
+            (lower / "run").mkdir()
+            (lower / "etc/resolv.conf").symlink_to(target)
+            root = nsbox.Rootfs.overlay(lower)
+            done = nsbox.run(["cat", "/etc/resolv.conf"], root=root, net=net, mounts=mounts,
+                             dns=["192.0.2.9"], capture_output=True, text=True)  # fmt: skip
+            assert "nameserver 192.0.2.9" in str(done.stdout), done
+
+
+@elsewhere
+def test_a_read_only_root_s_link_to_a_file_of_its_own_is_followed() -> None:
+    import tempfile
+    from pathlib import Path
+
+    from run import kit
+
+    with tempfile.TemporaryDirectory() as where, nsbox.Network("nsb0", subnet=SUBNET) as net:
+        lower = kit.busybox_root(Path(where) / "root")
+        (lower / "etc/real").write_text("old\n")
+        (lower / "etc/resolv.conf").symlink_to("real")
+        done = nsbox.run(["cat", "/etc/resolv.conf"], root=nsbox.Rootfs.dir(lower), net=net,
+                         dns=["192.0.2.9"], capture_output=True, text=True)  # fmt: skip
+        assert "nameserver 192.0.2.9" in str(done.stdout)
+        assert (lower / "etc/real").read_text() == "old\n"
+
+
+@elsewhere
 def test_links_that_lead_in_a_circle_are_told() -> None:
     import tempfile
     from pathlib import Path
