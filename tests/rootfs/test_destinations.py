@@ -73,6 +73,8 @@ def test_no_mount_makes_anything_in_a_read_only_root(box: Path, profile: str) ->
 def test_a_file_is_over_what_is_there(box: Path, kind: str, profile: str) -> None:
     root = {"ro": Rootfs.dir(box), "rw": Rootfs.dir(box, ro=False)}.get(kind, Rootfs.overlay(box))
     before = names(box)
+    if kind == "overlay" and profile == "strict" and kit.ROOT and not kit.maps_ids(box):
+        pytest.skip("this file system cannot be id-mapped")
     script = "cat /etc/motd; stat -c %a /etc/motd; (echo y >> /etc/motd) 2>&1; ls / | grep ^file"
     mounts = [Mount.file("/etc/motd", "new\n", 0o644)]
     done = kit.sh(script, root=root, profile=profile, mounts=mounts)
@@ -130,7 +132,7 @@ def test_a_link_that_leads_nowhere_is_followed_in_the_root(box: Path) -> None:
         Mount.symlink("/var/run/link", "pid"),
     ]
     done = kit.sh("cat /srv/run/link; test -f /usr/lib/name", root=Rootfs.overlay(box),
-                  mounts=mounts)  # fmt: skip
+                  mounts=mounts, profile="none")  # fmt: skip
     assert kit.out(done) == "1"
     assert done.changes == ()
     assert not os.path.exists("/srv/run")
@@ -139,7 +141,7 @@ def test_a_link_that_leads_nowhere_is_followed_in_the_root(box: Path) -> None:
 def test_below_a_mount_nothing_is_the_root_s(box: Path) -> None:
     (box / "run/x").symlink_to("/etc")
     mounts = [Mount.tmpfs("/run"), Mount.file("/run/x/y", "deep\n")]
-    done = kit.sh("cat /run/x/y; ls /etc", root=Rootfs.overlay(box), mounts=mounts)
+    done = kit.sh("cat /run/x/y; ls /etc", root=Rootfs.overlay(box), mounts=mounts, profile="none")
     assert kit.out(done).split() == ["deep", "marker", "motd"]
 
 
@@ -156,7 +158,8 @@ def test_many_may_make_the_same_at_once(box: Path) -> None:
 
     def run(where: str) -> None:
         try:
-            kit.sh(":", root=Rootfs.dir(box, ro=False), mounts=[Mount.tmpfs(where)])
+            mounts = [Mount.tmpfs(where)]
+            kit.sh(":", root=Rootfs.dir(box, ro=False), mounts=mounts, profile="none")
         except BaseException as e:
             failed.append(e)
 
@@ -173,4 +176,4 @@ def test_why_a_mount_has_no_place(box: Path) -> None:
     for mount in (Mount.bind("/etc/hostname", "/etc"), Mount.file("/etc", "x"),
                   Mount.tmpfs("/etc/motd")):  # fmt: skip
         with pytest.raises(nsbox.SetupError, match="a directory can be mounted on"):
-            kit.sh(":", root=Rootfs.overlay(box), mounts=[mount])
+            kit.sh(":", root=Rootfs.overlay(box), mounts=[mount], profile="none")
