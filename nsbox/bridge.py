@@ -92,7 +92,7 @@ class Bridge(links.Owned):
             ``8080`` or ``"53/udp"``. All others are closed to them.
         dns: name servers that are asked before the host's, which follow up to three in all:
             addresses, or ``{"nameservers": ..., "searches": ..., "options": ...}``.
-        mtu: bytes.
+        mtu: bytes; with *subnet6* at least 1280.
 
     Raises:
         SpecError: an argument is wrong.
@@ -132,7 +132,7 @@ class Bridge(links.Owned):
         self.nat, self.isolated = flag(nat, "nat"), flag(isolated, "isolated")
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.mtu = interface.check_mtu(mtu)
+        self.mtu = interface.check_mtu(mtu, six=subnet6 is not None)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"

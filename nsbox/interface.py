@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[^\s/:%\0]{1,15}")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _MTU = (68, 65535)
+_MTU6 = 1280  # the least of a link that has IPv6, RFC 8200
 _MAIN = 254  # RT_TABLE_MAIN
+#: Of an address that went with another, a route with its address, and of both when the link has no
+#: IPv6 any more (ENXIO), as one with a small MTU, or has gone itself (ENODEV).
+_GONE = (errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENXIO, errno.ENODEV)
 _INDICES = 1 << 29  # the upper half of what an index can be: the kernel counts from 1
 
 
@@ -62,9 +66,12 @@ def new_index() -> int:
     return secrets.randbelow(_INDICES) + _INDICES
 
 
-def check_mtu(mtu: int | None) -> int:
-    """0 for none. Raises SpecError unless it can be a link's."""
-    return 0 if mtu is None else units.count(mtu, "mtu", least=_MTU[0], most=_MTU[1])
+def check_mtu(mtu: int | None, *, six: bool = False) -> int:
+    """0 for none. Raises SpecError unless it can be a link's, and with *six* one's with IPv6."""
+    size = 0 if mtu is None else units.count(mtu, "mtu", least=_MTU[0], most=_MTU[1])
+    if six and 0 < size < _MTU6:
+        raise SpecError("mtu", f"{size}: {_MTU6} is the least with subnet6=")
+    return size
 
 
 def ip_interface(value: Any, field: str) -> IpInterface:
@@ -119,8 +126,7 @@ def _free_addresses(
         try:
             route.do(request)
         except NetworkError as e:
-            # Of an address that went with another, or a route with its address.
-            if e.errno not in (errno.EADDRNOTAVAIL, errno.ESRCH):
+            if e.errno not in _GONE:
                 raise
 
 
@@ -166,7 +172,7 @@ class Own:
         except NetworkError as e:
             if e.errno != errno.ENODEV:
                 raise
-        else:
+        finally:  # whatever was refused, the link goes
             later.delete(self._route, self._index)
 
 
