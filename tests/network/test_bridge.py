@@ -11,6 +11,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 from network.world import (
@@ -306,6 +307,36 @@ def test_one_whose_link_has_lost_its_addresses_meanwhile_goes_all_the_same() -> 
             world.host.ip("link set nsb0 mtu 1000")
         assert later.settle(scaled(5))
         assert set(links()) == {"lo", "out0"}, lent
+
+
+@elsewhere
+def test_closed_while_another_thread_starts_a_container_it_leaves_no_file() -> None:
+    """Each file that is written for the container is written while the network is being closed."""
+    from nsbox import identity, registry
+
+    for kind in ("-resolv", "-hostname-"):
+        net = nsbox.Network("nsb0", subnet=SUBNET).start()
+        closing = threading.Thread(target=net.close)
+        real = identity.write
+
+        def slow(path: str, text: str, kind: str = kind, closing: threading.Thread = closing,
+                 real: Any = real) -> None:  # fmt: skip
+            if kind in path and not closing.ident:
+                closing.start()
+                closing.join(0.3)
+            real(path, text)
+
+        identity.write = slow
+        try:
+            with raises(nsbox.StateError) as said, idle("a", net):
+                pass
+        finally:
+            identity.write = real
+        closing.join()
+        assert said == ["<nsbox.Network 'nsb0' 10.77.0.0/24>: it is closed, use start() or with"]
+        left = [name for name in os.listdir(registry.directory()) if kind in name]
+        assert not left, left
+        assert later.settle(scaled(5))
 
 
 @elsewhere
