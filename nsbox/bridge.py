@@ -82,7 +82,7 @@ class Bridge(links.Owned):
     *host_ports* every connection comes from the gateway, and host_ports are those of 127.0.0.1.
 
     Args:
-        name: of the link, at most 15 characters; a new one when it is not given.
+        name: of the link, at most 15 bytes; a new one when it is not given.
         subnet: IPv4, as ``"10.77.0.0/24"``: its first address is the bridge's, and the gateway;
             sandboxes get the others, and a default route. Without one they have a link only.
         subnet6: IPv6, as ``"fd00:77::/64"``, beside *subnet*.

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from nsbox.rtnl import Queue, Rtnl
     from nsbox.shaping import Shape
 
-_NAME = re.compile(r"[^\s/:%\0]{1,15}")
+_NAME = re.compile(r"[^\s/:%\0\ud800-\udfff]+")
+_NAME_MAX = 15  # bytes
+#: No link can be called so: in /proc/sys/net/ipv4/conf they stand for all, and for new ones.
+_TAKEN = (".", "..", "lo", "all", "default")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _MTU = (68, 65535)
 _MTU6 = 1280  # the least of a link that has IPv6, RFC 8200
@@ -44,8 +47,10 @@ def check_name(name: Any, field: str) -> str:
         SpecError: it cannot be one.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SpecError(field, f"{name!r} is not 1 to 15 characters without '/', ':' and blanks")
-    if name in (".", "..", "lo"):
+        raise SpecError(field, f"{name!r} is not a name without '/', ':', '%' and blanks")
+    if len(name.encode()) > _NAME_MAX:
+        raise SpecError(field, f"{name!r} is too long: a link's name has at most {_NAME_MAX} bytes")
+    if name in _TAKEN:
         raise SpecError(field, f"{name!r} is no name for a new link")
     return name
 
@@ -180,7 +185,7 @@ class Interface:
     """One end of a link, in its network namespace: by its name there, see ip-link(8).
 
     Attributes:
-        name: at most 15 characters.
+        name: at most 15 bytes.
         namespace: where it is; None for the caller's own.
     """
 

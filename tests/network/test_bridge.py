@@ -95,7 +95,8 @@ def test_what_is_wrong_is_told_before_anything_is_made() -> None:
         ({"subnet": "10.77.0.1/24"}, "subnet"), ({"subnet": SUBNET6}, "subnet"),
         ({"subnet": "127.0.0.0/24"}, "subnet"), ({"subnet6": SUBNET}, "subnet6"),
         ({"subnet6": "fe80::/64"}, "subnet6"), ({"dns": ["localhost"]}, "dns[0]"),
-        ({"name": "a b"}, "name"), ({"name": "x" * 16}, "name"), ({"mtu": 67}, "mtu"),
+        ({"name": "a b"}, "name"), ({"name": "x" * 16}, "name"),
+        ({"name": "é" * 15}, "name"), ({"name": "all"}, "name"), ({"mtu": 67}, "mtu"),
         ({"host_ports": [0]}, "host_ports"), ({"subnet6": SUBNET6, "mtu": 1279}, "mtu"),
     ):  # fmt: skip
         with raises(nsbox.SpecError, field):
