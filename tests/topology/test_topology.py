@@ -358,6 +358,7 @@ def _twice(net: Topology) -> None:
         ("b", lambda net: net.link(net.host("a"), "a")),
         ("b", lambda net: net.link(net.host("a"), Topology().host("b"))),
         ("rate", lambda net: net.link(net.host("a"), net.host("b"), rate="7")),
+        ("latency", lambda net: net.link(net.host("a"), net.host("b"), rate="1Tbit")),
         ("mtu", lambda net: net.link(net.host("a"), net.host("b"), mtu=67)),
         ("jitter", lambda net: net.link(net.host("a"), net.host("b"), jitter="1ms")),
         ("address", lambda net: net.link(net.switch("a"), net.host("b"), address="10.1.0.1/24")),
