@@ -37,6 +37,8 @@ _MAIN = 254  # RT_TABLE_MAIN
 #: Of an address that went with another, a route with its address, and of both when the link has no
 #: IPv6 any more (ENXIO), as one with a small MTU, or has gone itself (ENODEV).
 _GONE = (errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENXIO, errno.ENODEV)
+_PTRACE = ("it takes the right to trace a process that is in it, see ptrace(2); or a pin of it, "
+           "such as ip netns makes")  # fmt: skip
 _INDICES = 1 << 29  # the upper half of what an index can be: the kernel counts from 1
 
 
@@ -96,7 +98,12 @@ def with_prefix(address: Address, subnet: Subnet) -> IpInterface:
 
 def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     """What ``netns=`` may be: None for the caller's, a ``Namespace``, a pid, a path or a name of
-    ``ip netns``; and whether it was opened here, and so is to be closed."""
+    ``ip netns``; and whether it was opened here, and so is to be closed.
+
+    Raises:
+        SpecError: it is none of them.
+        NetworkError: it may not be opened.
+    """
     if where is None or isinstance(where, Namespace):
         if where is not None and where.kind != "net":
             raise SpecError(field, f"{where!r} is not a network namespace")
@@ -110,6 +117,9 @@ def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     except FileNotFoundError as e:
         what = "process" if isinstance(where, int) else "network namespace"
         raise SpecError(field, f"there is no {what} {where!r} ({e.filename})") from e
+    except PermissionError as e:
+        raise NetworkError(e.errno or 0, f"{field} {where!r}: open {e.filename}",
+                           hint=_PTRACE) from e  # fmt: skip
 
 
 def _addresses_and_routes(

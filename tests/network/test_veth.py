@@ -276,5 +276,7 @@ def test_of_what_an_ordinary_user_cannot_do_nothing_is_left() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *refused, links_inside = done.stdout.splitlines()
     assert links_inside == "1"
+    assert refused[1].startswith("NetworkError netns 1: open /proc/1/ns/net: EACCES"), refused
+    assert "ptrace(2)" in refused[1]
     for line in refused:  # with words, whatever it takes
         assert re.search(r"EPERM|EACCES|CAP_|Permission|permitted", line), line
