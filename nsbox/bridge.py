@@ -19,7 +19,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nsbox import (
@@ -82,7 +82,7 @@ class Bridge(links.Owned):
     *host_ports* every connection comes from the gateway, and host_ports are those of 127.0.0.1.
 
     Args:
-        name: of the link, at most 15 characters; a new one when it is not given.
+        name: of the link, at most 15 bytes; a new one when it is not given.
         subnet: IPv4, as ``"10.77.0.0/24"``: its first address is the bridge's, and the gateway;
             sandboxes get the others, and a default route. Without one they have a link only.
         subnet6: IPv6, as ``"fd00:77::/64"``, beside *subnet*.
@@ -92,7 +92,7 @@ class Bridge(links.Owned):
             ``8080`` or ``"53/udp"``. All others are closed to them.
         dns: name servers that are asked before the host's, which follow up to three in all:
             addresses, or ``{"nameservers": ..., "searches": ..., "options": ...}``.
-        mtu: bytes.
+        mtu: bytes; with *subnet6* at least 1280.
 
     Raises:
         SpecError: an argument is wrong.
@@ -132,7 +132,7 @@ class Bridge(links.Owned):
         self.nat, self.isolated = flag(nat, "nat"), flag(isolated, "isolated")
         if nat and subnet is None and not self._finds_subnet:
             raise SpecError("nat", "is of a subnet=")
-        self.mtu = interface.check_mtu(mtu)
+        self.mtu = interface.check_mtu(mtu, six=subnet6 is not None)
         self._host_ports = tuple(_host_ports(host_ports))
         self._dns = netspec.parse_dns(dns) if dns is not None else None
         self.table = f"nsb-{secrets.token_hex(6)}"
@@ -141,7 +141,7 @@ class Bridge(links.Owned):
         self._undo = ExitStack()
         self._leases: set[Lease] = set()
         self._resolvers: dict[tuple[Dns | None, str], str] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     # ------------------------------------------------------------ what it is
 
@@ -283,17 +283,26 @@ class Bridge(links.Owned):
 
     def _resolv_conf(self, dns: Dns | None, policy: str) -> str:
         """The path of a file for whoever has these name servers before the host's."""
+        if (dns, policy) not in self._resolvers:
+            path = f"{directory()}/{launcher.current().entry.name()}-resolv"
+            self._undo.callback(hostsfile.remove, path)
+            more = dns if policy == "None" else etc.merge(self._stand_in, dns or netspec.Dns())
+            identity.write(path, hostsfile.resolv_conf(policy, more).text)
+            self._resolvers[dns, policy] = path
+        return self._resolvers[dns, policy]
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """It is there, and is not closed as long as the block lasts: what a thread writes for a
+        sandbox while another one closes the bridge would stay."""
+        launcher.check_owner(self._owner)  # in a forked child nobody gives the lock back
         with self._lock:
-            if (dns, policy) not in self._resolvers:
-                path = f"{directory()}/{launcher.current().entry.name()}-resolv"
-                self._undo.callback(hostsfile.remove, path)
-                more = dns if policy == "None" else etc.merge(self._stand_in, dns or netspec.Dns())
-                identity.write(path, hostsfile.resolv_conf(policy, more).text)
-                self._resolvers[dns, policy] = path
-            return self._resolvers[dns, policy]
+            self._check_there()
+            yield
 
     def _delete(self) -> None:
-        self._undo.close()
+        with self._lock:
+            self._undo.close()
 
     def __enter__(self) -> Bridge:
         return self if self._started else self.start()
@@ -308,7 +317,11 @@ class Bridge(links.Owned):
             Unavailable: there is no address, or no port, left.
         """
         self._check_there()
-        made = Lease(self, spec, who, kind)
+        try:
+            made = Lease(self, spec, who, kind)
+        except Exception:
+            self._check_there()  # closed meanwhile: that is what was wrong
+            raise
         self._leases.add(made)
         return made
 
@@ -335,12 +348,17 @@ class Bridge(links.Owned):
         aliases: tuple[HostAlias, ...] = (),
     ) -> Identity:
         """For nsbox's own use: who a sandbox will be here, *name* being what it is called."""
-        self._check_there()
+        with self._kept():
+            return self._identify(spec, name, policy, aliases)
+
+    def _identify(
+        self, spec: Spec, name: str, policy: str, aliases: tuple[HostAlias, ...]
+    ) -> Identity:
         if self.hosts is None:
             if spec.dns is not None:
                 raise SpecError("dns", "the bridge has no subnet=, and so no way to a name server")
             return identity.alone(spec.hostname, aliases)
-        who = self.named(spec, name)
+        who = self._with_name(spec, name)
         try:
             who.files[HOSTS] = self.hosts.path
             if aliases:
@@ -357,6 +375,10 @@ class Bridge(links.Owned):
 
     def named(self, spec: Spec, name: str) -> Identity:
         """With a host name, if it can have one."""
+        with self._kept():
+            return self._with_name(spec, name)
+
+    def _with_name(self, spec: Spec, name: str) -> Identity:
         names = [name] if identity.published(name) else []
         if spec.hostname is None and not identity.may_be_named(spec):
             return Identity(None, names)

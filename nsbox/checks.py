@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nsbox import units
@@ -35,9 +36,12 @@ def encoded(value: str, where: str) -> bytes:
 
 
 def elements(value: Any, where: str) -> tuple[Any, ...]:
-    """The elements of any iterable but a string, read once."""
+    """The elements of any iterable but a string, read once; nor a mapping, for ``{"uts": False}``
+    would be that it is wanted."""
     if isinstance(value, (str, bytes)):
         raise SpecError(where, f"must be a list, such as [{value!r}]")
+    if isinstance(value, Mapping):
+        raise SpecError(where, f"{value!r} is not a list; use one such as {[*value]!r}")
     try:
         return tuple(value)
     except TypeError:

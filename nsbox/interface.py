@@ -26,10 +26,19 @@ if TYPE_CHECKING:
     from nsbox.rtnl import Queue, Rtnl
     from nsbox.shaping import Shape
 
-_NAME = re.compile(r"[^\s/:%\0]{1,15}")
+_NAME = re.compile(r"[^\s/:%\0\ud800-\udfff]+")
+_NAME_MAX = 15  # bytes
+#: No link can be called so: in /proc/sys/net/ipv4/conf they stand for all, and for new ones.
+_TAKEN = (".", "..", "lo", "all", "default")
 _MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
 _MTU = (68, 65535)
+_MTU6 = 1280  # the least of a link that has IPv6, RFC 8200
 _MAIN = 254  # RT_TABLE_MAIN
+#: Of an address that went with another, a route with its address, and of both when the link has no
+#: IPv6 any more (ENXIO), as one with a small MTU, or has gone itself (ENODEV).
+_GONE = (errno.EADDRNOTAVAIL, errno.ESRCH, errno.ENXIO, errno.ENODEV)
+_PTRACE = ("it takes the right to trace a process that is in it, see ptrace(2); or a pin of it, "
+           "such as ip netns makes")  # fmt: skip
 _INDICES = 1 << 29  # the upper half of what an index can be: the kernel counts from 1
 
 
@@ -40,8 +49,10 @@ def check_name(name: Any, field: str) -> str:
         SpecError: it cannot be one.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise SpecError(field, f"{name!r} is not 1 to 15 characters without '/', ':' and blanks")
-    if name in (".", "..", "lo"):
+        raise SpecError(field, f"{name!r} is not a name without '/', ':', '%' and blanks")
+    if len(name.encode()) > _NAME_MAX:
+        raise SpecError(field, f"{name!r} is too long: a link's name has at most {_NAME_MAX} bytes")
+    if name in _TAKEN:
         raise SpecError(field, f"{name!r} is no name for a new link")
     return name
 
@@ -62,9 +73,12 @@ def new_index() -> int:
     return secrets.randbelow(_INDICES) + _INDICES
 
 
-def check_mtu(mtu: int | None) -> int:
-    """0 for none. Raises SpecError unless it can be a link's."""
-    return 0 if mtu is None else units.count(mtu, "mtu", least=_MTU[0], most=_MTU[1])
+def check_mtu(mtu: int | None, *, six: bool = False) -> int:
+    """0 for none. Raises SpecError unless it can be a link's, and with *six* one's with IPv6."""
+    size = 0 if mtu is None else units.count(mtu, "mtu", least=_MTU[0], most=_MTU[1])
+    if six and 0 < size < _MTU6:
+        raise SpecError("mtu", f"{size}: {_MTU6} is the least with subnet6=")
+    return size
 
 
 def ip_interface(value: Any, field: str) -> IpInterface:
@@ -84,7 +98,12 @@ def with_prefix(address: Address, subnet: Subnet) -> IpInterface:
 
 def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     """What ``netns=`` may be: None for the caller's, a ``Namespace``, a pid, a path or a name of
-    ``ip netns``; and whether it was opened here, and so is to be closed."""
+    ``ip netns``; and whether it was opened here, and so is to be closed.
+
+    Raises:
+        SpecError: it is none of them.
+        NetworkError: it may not be opened.
+    """
     if where is None or isinstance(where, Namespace):
         if where is not None and where.kind != "net":
             raise SpecError(field, f"{where!r} is not a network namespace")
@@ -98,6 +117,9 @@ def namespace_of(where: Any, field: str) -> tuple[Namespace | None, bool]:
     except FileNotFoundError as e:
         what = "process" if isinstance(where, int) else "network namespace"
         raise SpecError(field, f"there is no {what} {where!r} ({e.filename})") from e
+    except PermissionError as e:
+        raise NetworkError(e.errno or 0, f"{field} {where!r}: open {e.filename}",
+                           hint=_PTRACE) from e  # fmt: skip
 
 
 def _addresses_and_routes(
@@ -119,8 +141,7 @@ def _free_addresses(
         try:
             route.do(request)
         except NetworkError as e:
-            # Of an address that went with another, or a route with its address.
-            if e.errno not in (errno.EADDRNOTAVAIL, errno.ESRCH):
+            if e.errno not in _GONE:
                 raise
 
 
@@ -166,7 +187,7 @@ class Own:
         except NetworkError as e:
             if e.errno != errno.ENODEV:
                 raise
-        else:
+        finally:  # whatever was refused, the link goes
             later.delete(self._route, self._index)
 
 
@@ -174,7 +195,7 @@ class Interface:
     """One end of a link, in its network namespace: by its name there, see ip-link(8).
 
     Attributes:
-        name: at most 15 characters.
+        name: at most 15 bytes.
         namespace: where it is; None for the caller's own.
     """
 

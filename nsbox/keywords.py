@@ -71,13 +71,15 @@ def _user(user: int | str | None) -> tuple[int | None, int | None]:
     return ids[0], ids[-1]
 
 
-def _namespaces(names: Sequence[str] | None) -> tuple[str, ...] | None:
+def _namespaces(names: Sequence[str] | None, net: Any) -> tuple[str, ...] | None:
     if names is None:
         return None
     wanted = elements(names, "namespaces")
     for name in wanted:
         if not isinstance(name, str) or name not in NAMESPACES:
             raise SpecError("namespaces", f"{name!r} is none of {', '.join(NAMESPACES)}")
+    if _has_network(net) and "net" not in wanted:  # it would be in the host's, and without rules
+        raise SpecError("namespaces", 'a Bridge or a Network (net=) needs "net" among them')
     return tuple(name for name in NAMESPACES if name in wanted)
 
 
@@ -208,6 +210,17 @@ def _net(net: Any) -> str:
     )
 
 
+def _has_network(net: Any) -> bool:
+    """It is one that nsbox makes for this sandbox, not one that is there already."""
+    label = getattr(net, "label", net)
+    return isinstance(label, NetLabel) and not label.joined
+
+
+def _of_network(net: Any, field: str) -> None:
+    if not _has_network(net):
+        raise SpecError(field, "is of a sandbox with a network: net= a Bridge or a Network")
+
+
 class Allow:
     """What a sandbox may reach of its network, and nothing else: ``egress=Allow(...)``.
 
@@ -243,17 +256,16 @@ def _publish(publish: Any, net: Any) -> tuple[Publish, ...]:
         return ()
     from nsbox.netspec import parse_publish
 
-    label = getattr(net, "label", net)
-    if not isinstance(label, NetLabel) or label.joined:
-        raise SpecError("publish", "is of a sandbox with a network: net= a Bridge or a Network")
+    _of_network(net, "publish")
     return parse_publish(publish, "publish")
 
 
-def _address(address: Any) -> str | None:
+def _address(address: Any, net: Any) -> str | None:
     if address is None:
         return None
     from nsbox.netspec import parse_address
 
+    _of_network(net, "address")
     return str(parse_address(address, "address"))
 
 
@@ -262,18 +274,14 @@ def _dns(dns: Any, net: Any) -> Dns | None:
         return None
     from nsbox.netspec import parse_dns
 
-    label = getattr(net, "label", net)
-    if not isinstance(label, NetLabel) or label.joined:
-        raise SpecError("dns", "is of a sandbox with a network: net= a Bridge or a Network")
+    _of_network(net, "dns")
     return parse_dns(dns, "dns")
 
 
 def _egress(egress: Any, net: Any) -> tuple[str, ...] | None:
     if egress is None:
         return None
-    label = getattr(net, "label", net)
-    if not isinstance(label, NetLabel) or label.joined:
-        raise SpecError("egress", "is of a sandbox with a network: net= a Bridge or a Network")
+    _of_network(net, "egress")
     if not isinstance(egress, Allow):
         raise SpecError("egress", f'{egress!r}: use Allow("10.0.0.0/8", "192.0.2.7:443")')
     return egress.entries
@@ -341,10 +349,10 @@ def make_spec(
         net=_net(net),
         egress=_egress(egress, net),
         publish=_publish(publish, net),
-        address=_address(address),
+        address=_address(address, net),
         dns=_dns(dns, net),
         limits=limits or Limits(),
-        namespaces=_namespaces(namespaces),
+        namespaces=_namespaces(namespaces, net),
         init=flag(init, "init"),
         profile=choice(profile, "profile", ("strict", "standard", "none")),
         proc=choice(proc, "proc", (None, "pids", "full", "none")),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import resource
 import socket
 from contextlib import ExitStack
 from dataclasses import replace
@@ -176,7 +177,17 @@ class Lease:
         """A socket bound there, so that who binds it later is told. Where addresses are
         translated, connections never reach it."""
         family = socket.AF_INET6 if ports.version == 6 else socket.AF_INET
-        held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
+        try:
+            held = socket.socket(family, _TYPES[ports.protocol] | socket.SOCK_CLOEXEC)
+        except OSError as e:
+            if e.errno != errno.EMFILE:
+                raise
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise Unavailable(
+                "publish", f"each port takes a descriptor of this program, which may have {most}",
+                err=errno.EMFILE, hint="raise its limit of open files (RLIMIT_NOFILE, ulimit -n), "
+                "or publish fewer ports",
+            ) from e  # fmt: skip
         self._undo.callback(held.close)
         # What waits in TIME_WAIT is no obstacle, only a listener, and who is here already: that
         # has the option no more.

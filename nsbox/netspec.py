@@ -16,6 +16,7 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PROTOCOLS = ("tcp", "udp")
 _MAX_PORT = 65535
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
 
 # -- ports ------------------------------------------------------------------------------------
 
@@ -159,6 +160,8 @@ def _listen(six: str | None, four: str | None, field: str) -> Address | None:
         raise SpecError(field, f"{text!r}: an IPv6 address, and no other, is in brackets")
     if address.is_multicast:
         raise SpecError(field, f"{text} is a multicast address: nothing can be connected to it")
+    if address == _BROADCAST:
+        raise SpecError(field, f"{text} is the broadcast address: nothing can be connected to it")
     return None if address.version == 4 and address.is_unspecified else address
 
 
@@ -222,10 +225,16 @@ def parse_subnet(value: Any, field: str, version: int) -> Subnet:
         raise SpecError(field, f"{text} is not in /{shortest} to /{longest}; use {example!r}")
     if ipaddress.ip_address(text.partition("/")[0]) != subnet.network_address:
         raise SpecError(field, f"{text} is a host, not a subnet; did you mean {subnet}?")
-    for other, what in _NOT_HOSTS:
-        if other.version == version and subnet.overlaps(other):
-            raise SpecError(field, f"{subnet} is {what}; use one such as {example}")
+    check_hosts(subnet, field, example)
     return subnet
+
+
+def check_hosts(subnet: Subnet, field: str, example: str) -> None:
+    """Raises SpecError unless every host can have addresses of *subnet*."""
+    for other, what in _NOT_HOSTS:
+        if other.version == subnet.version and subnet.overlaps(other):
+            verb = "is" if subnet.subnet_of(other) else "has in it"  # type: ignore[arg-type]
+            raise SpecError(field, f"{subnet} {verb} {what}; use one such as {example}")
 
 
 # -- names ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ _HEADER = 14  # bytes of Ethernet, which a link's MTU does not count
 _LATENCY_S = 0.05
 _BURST_S = 0.01
 _MOST_S = 4.0  # the field has 32 bits of ns
+_MOST_BYTES = 0xFFFFFFFF  # of a burst or a queue; as many packets
 _NETEM_PACKETS = 1000  # tc's own default
 _SMALL = 500  # bytes; netem counts packets, so the queue is long enough for some this small
 _HTB = 1 << 16
@@ -88,12 +89,27 @@ def make_shape(
     for name, seconds in times.items():
         if seconds > _MOST_S:
             raise SpecError(name, f"{seconds:g} s are more than {_MOST_S:g}")
-    return Shape(
+    shape = Shape(
         0 if rate is None else units.rate_bits(rate, "rate", least=1000),
         0 if burst is None else units.size_bytes(burst, "burst", least=1),
         loss=0.0 if loss is None else units.share(loss, "loss"),
         **times,
     )
+    _check_queue(shape)
+    return shape
+
+
+def _check_queue(shape: Shape) -> None:
+    """The kernel counts the bytes of both in 32 bits; tc(8) leaves out what is above."""
+    per_second = shape.rate // 8
+    burst = shape.burst or round(per_second * _BURST_S)
+    if burst > _MOST_BYTES:
+        said = f"{shape.burst} bytes" if shape.burst else f"{_BURST_S:g} s of the rate"
+        raise SpecError("burst", f"{said}: must be less than 4 GiB")
+    if burst + round(per_second * shape.latency) > _MOST_BYTES:
+        most = units.format_time((_MOST_BYTES - burst) / per_second)
+        said = f"{units.format_time(shape.latency)} of the rate, and the burst"
+        raise SpecError("latency", f"{said}: must be less than 4 GiB, use at most {most}")
 
 
 def _tbf(shape: Shape, mtu: int) -> dict[str, int]:
@@ -109,7 +125,7 @@ def _netem(shape: Shape) -> dict[str, int]:
     packets = _NETEM_PACKETS
     if shape.rate:
         waits = shape.delay + shape.jitter + shape.latency
-        packets = max(100, round(shape.rate / 8 * waits / _SMALL))
+        packets = min(max(100, round(shape.rate / 8 * waits / _SMALL)), _MOST_BYTES)
     return {
         "delay": round(shape.delay * 1e9),
         "jitter": round(shape.jitter * 1e9),
@@ -199,12 +215,12 @@ def class_requests(
     index: int, mtu: int, rate: int, classes: Mapping[int, TrafficClass], default: int
 ) -> list[Request]:
     """What makes htb with these classes the root of a link that has none."""
+    burst = min(max(round(rate / 8 * _BURST_S), 2 * (mtu + _HEADER)), _MOST_BYTES)
 
     def add(handle: int, parent: int, share: TrafficClass) -> Request:
         return rtnl.queue("add", "class", index, "htb", parent=parent, handle=handle,
                           rate=share.rate // 8, ceil=(share.ceil or rate) // 8,
-                          burst=max(round(rate / 8 * _BURST_S), 2 * (mtu + _HEADER)),
-                          priority=share.priority)  # fmt: skip
+                          burst=burst, priority=share.priority)  # fmt: skip
 
     return [
         rtnl.queue("add", "qdisc", index, "htb", handle=_HTB, other=default & 0xFFFF),
@@ -225,7 +241,10 @@ def apply_classes(route: Rtnl, name: str, rate: Any, classes: Any, default: Any)
             raise SpecError(where, f"{share!r} is not a TrafficClass")
         if (share.ceil or share.rate) > bits:
             raise SpecError(where, f"is more than the whole, {units.format_rate(bits)}")
-        wanted[_class_of_ours(key, where)] = share
+        number = _class_of_ours(key, where)
+        if number in wanted:
+            raise SpecError(where, "is there twice: it is the same class in other letters")
+        wanted[number] = share
     if _class_of_ours(default, "default") not in wanted:
         raise SpecError("default", f"{default!r} is none of the classes")
     given = sum(share.rate for share in wanted.values())

@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from nsbox import drawing, interrupts, launcher, probe, rtnl, shaping, units, wiring
+from nsbox import drawing, interrupts, launcher, netspec, probe, rtnl, shaping, units, wiring
 from nsbox.checks import flag
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NetworkError, NsboxError, SpecError, StateError
@@ -74,6 +74,7 @@ class Topology:
             self.network: IPv4Network = ipaddress.IPv4Network(network)
         except ValueError as e:
             raise SpecError("network", f'{network!r}: {e}; use as "10.0.0.0/16"') from e
+        netspec.check_hosts(self.network, "network", "10.0.0.0/16")
         self.name = name
         self._static_arp = flag(static_arp, "static_arp")
         self._nodes: dict[str, Node] = {}
@@ -126,9 +127,9 @@ class Topology:
             raise SpecError("name", f"there is a {self._nodes[name].kind} {name!r} already")
         return name
 
-    def _check_created(self) -> None:
+    def _check_created(self, why: str = "add before it is started") -> None:
         if self._status != "created":
-            raise StateError(f"topology {self.name!r} is {self._status}: add before it is started",
+            raise StateError(f"topology {self.name!r} is {self._status}: {why}",
                              status=self._status)  # fmt: skip
 
     def link(
@@ -219,7 +220,7 @@ class Topology:
             StateError: it was started before.
             SetupError, Unavailable, NetworkError: something could not be made; nothing is left.
         """
-        self._check_created()
+        self._check_created("it is started once")
         self._status = "stopped"
         try:
             with interrupts.Held():
@@ -363,8 +364,10 @@ class Topology:
             timeout: seconds that an answer may take.
 
         Raises:
+            SpecError: *timeout* is no duration.
             StateError: it is not running.
         """
+        patience = units.seconds(timeout, "timeout", zero=True)
         launcher.check_owner(self._owner)
         if self._status != "running":
             raise StateError(f"topology {self.name!r} is {self._status}", status=self._status)
@@ -375,7 +378,7 @@ class Topology:
             for a in hosts
         }
         sources = {name: self._networks[name].namespace for name in hosts}
-        return ping_all(sources, known, timeout)
+        return ping_all(sources, known, patience)
 
     def _picture(self) -> tuple[list[drawing.Box], list[drawing.Line]]:
         live = self._status == "running"

@@ -11,6 +11,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
 from network.world import (
@@ -94,8 +95,9 @@ def test_what_is_wrong_is_told_before_anything_is_made() -> None:
         ({"subnet": "10.77.0.1/24"}, "subnet"), ({"subnet": SUBNET6}, "subnet"),
         ({"subnet": "127.0.0.0/24"}, "subnet"), ({"subnet6": SUBNET}, "subnet6"),
         ({"subnet6": "fe80::/64"}, "subnet6"), ({"dns": ["localhost"]}, "dns[0]"),
-        ({"name": "a b"}, "name"), ({"name": "x" * 16}, "name"), ({"mtu": 67}, "mtu"),
-        ({"host_ports": [0]}, "host_ports"),
+        ({"name": "a b"}, "name"), ({"name": "x" * 16}, "name"),
+        ({"name": "é" * 15}, "name"), ({"name": "all"}, "name"), ({"mtu": 67}, "mtu"),
+        ({"host_ports": [0]}, "host_ports"), ({"subnet6": SUBNET6, "mtu": 1279}, "mtu"),
     ):  # fmt: skip
         with raises(nsbox.SpecError, field):
             nsbox.Network(**keywords)
@@ -294,3 +296,63 @@ def test_a_start_that_fails_in_the_middle_leaves_nothing() -> None:
         assert world.look() == before, name
     with nsbox.Network("nsb0", subnet=SUBNET) as net, idle("a", net) as a:
         assert pings(a, GATEWAY)
+
+
+@elsewhere
+def test_one_whose_link_has_lost_its_addresses_meanwhile_goes_all_the_same() -> None:
+    """The kernel takes IPv6 from a link whose MTU is too small for it."""
+    for lent in (False, True):
+        with nsbox.Network("nsb0", subnet=SUBNET, subnet6=SUBNET6, mtu=1280) as net:
+            if lent:
+                _ = net.link
+            world.host.ip("link set nsb0 mtu 1000")
+        assert later.settle(scaled(5))
+        assert set(links()) == {"lo", "out0"}, lent
+
+
+@elsewhere
+def test_closed_while_another_thread_starts_a_container_it_leaves_no_file() -> None:
+    """Each file that is written for the container is written while the network is being closed."""
+    from nsbox import identity, registry
+
+    for kind in ("-resolv", "-hostname-"):
+        net = nsbox.Network("nsb0", subnet=SUBNET).start()
+        closing = threading.Thread(target=net.close)
+        real = identity.write
+
+        def slow(path: str, text: str, kind: str = kind, closing: threading.Thread = closing,
+                 real: Any = real) -> None:  # fmt: skip
+            if kind in path and not closing.ident:
+                closing.start()
+                closing.join(0.3)
+            real(path, text)
+
+        identity.write = slow
+        try:
+            with raises(nsbox.StateError) as said, idle("a", net):
+                pass
+        finally:
+            identity.write = real
+        closing.join()
+        assert said == ["<nsbox.Network 'nsb0' 10.77.0.0/24>: it is closed, use start() or with"]
+        left = [name for name in os.listdir(registry.directory()) if kind in name]
+        assert not left, left
+        assert later.settle(scaled(5))
+
+
+@elsewhere
+def test_what_cannot_be_taken_from_its_link_is_told_and_the_link_goes() -> None:
+    from nsbox import interface
+
+    def failing(*_: object) -> None:
+        raise nsbox.NetworkError(1, "address delete", "injected")
+
+    real, interface._free_addresses = interface._free_addresses, failing
+    try:
+        with raises(nsbox.NetworkError) as said:
+            nsbox.Network("nsb0", subnet=SUBNET).start().close()
+    finally:
+        interface._free_addresses = real
+    assert "injected" in said[0]
+    assert later.settle(scaled(5))
+    assert set(links()) == {"lo", "out0"}

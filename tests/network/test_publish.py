@@ -4,7 +4,9 @@ ranges, by number or chosen; and what is said when one is in use."""
 
 from __future__ import annotations
 
+import os
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -30,8 +32,10 @@ from network.world import (
     wait_ready,
     world,
 )
+from support import scaled
 
 import nsbox
+from nsbox import later
 
 
 @pytest.mark.kernel
@@ -350,6 +354,27 @@ def test_what_is_refused_before_anything_is_made() -> None:
             pass
         assert said == ["publish: tcp port 80 of 203.0.113.9: Cannot assign requested address"]
         assert net.leases == ()
+
+
+@elsewhere
+def test_more_ports_than_there_are_descriptors_are_refused_and_nothing_is_left() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with nsbox.Network("nsb0", subnet=SUBNET) as net:
+        nsbox.run(["true"], net=net)
+        assert later.settle(scaled(5))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        before = os.listdir("/proc/self/fd")
+        try:
+            for protocol in ("tcp", "udp"):
+                with raises(nsbox.Unavailable, "publish") as said:
+                    nsbox.run(["true"], net=net, publish=f"1-30000:1-30000/{protocol}")
+                assert "which may have 256. Fix: raise its limit of open files" in said[0]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert later.settle(scaled(5))
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert net.leases == ()
+        nsbox.run(["true"], net=net, publish="1-200:1-200", check=True)
 
 
 @elsewhere

@@ -122,13 +122,19 @@ def test_names_and_addresses_are_free_at_once() -> None:
                 assert world.host.run("ip", "route", "show", "10.10.0.0/16").count("\n") == 1
 
 
-NO_NAME = "is not 1 to 15 characters without '/', ':' and blanks"
+NO_NAME = "is not a name without '/', ':', '%' and blanks"
+TOO_LONG = "is too long: a link's name has at most 15 bytes"
 NO_PREFIX = 'has no prefix length; use as "10.0.0.2/24"'
 MISUSE = (
-    ({"name": "x" * 16}, "name", f"'xxxxxxxxxxxxxxxx' {NO_NAME}"),
+    ({"name": "x" * 16}, "name", f"'xxxxxxxxxxxxxxxx' {TOO_LONG}"),
+    ({"name": "é" * 8}, "name", f"'éééééééé' {TOO_LONG}"),
+    ({"peer": "é" * 15}, "peer", f"'ééééééééééééééé' {TOO_LONG}"),
+    ({"name": "a\udcff"}, "name", f"'a\\udcff' {NO_NAME}"),
     ({"name": ""}, "name", f"'' {NO_NAME}"),
     ({"name": "a/b"}, "name", f"'a/b' {NO_NAME}"),
     ({"peer": "lo"}, "peer", "'lo' is no name for a new link"),
+    ({"peer": "all"}, "peer", "'all' is no name for a new link"),
+    ({"name": "default"}, "name", "'default' is no name for a new link"),
     ({"peer": 7}, "peer", f"7 {NO_NAME}"),
     ({"mtu": 67}, "mtu", "67 is not in 68..65535"),
     ({"mtu": 65536}, "mtu", "65536 is not in 68..65535"),
@@ -270,5 +276,7 @@ def test_of_what_an_ordinary_user_cannot_do_nothing_is_left() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     *refused, links_inside = done.stdout.splitlines()
     assert links_inside == "1"
+    assert refused[1].startswith("NetworkError netns 1: open /proc/1/ns/net: EACCES"), refused
+    assert "ptrace(2)" in refused[1]
     for line in refused:  # with words, whatever it takes
         assert re.search(r"EPERM|EACCES|CAP_|Permission|permitted", line), line

@@ -309,6 +309,10 @@ def _bridge(namespace: nsbox.Namespace, *ports: str) -> Iterator[None]:
         ("jitter", {"rate": "1Mbit", "jitter": "1ms"}),
         ("delay", {"delay": "5s"}),
         ("loss", {"loss": "101%"}),
+        ("latency", {"rate": "100Gbit", "latency": "500ms"}),
+        ("latency", {"rate": "1Tbit"}),
+        ("burst", {"rate": "100Gbit", "burst": "4GiB"}),
+        ("burst", {"rate": "4Tbit", "latency": "1us"}),
     ],
 )
 def test_a_shape_that_cannot_be_is_refused_by_field(field: str, wanted: dict[str, Any]) -> None:
@@ -330,6 +334,7 @@ def test_a_shape_that_cannot_be_is_refused_by_field(field: str, wanted: dict[str
         ("classes['1:1']", {"1:1": "1Mbit"}, "1:1"),
         ("classes['1:1']", {"1:1": TrafficClass("1Mbit", ceil="9Mbit")}, "1:1"),
         ("classes", {"1:1": TrafficClass("5Mbit"), "1:2": TrafficClass("5Mbit")}, "1:1"),
+        ("classes['1:0A']", {"1:a": TrafficClass("1Mbit"), "1:0A": TrafficClass("2Mbit")}, "1:a"),
         ("default", {"1:1": TrafficClass("1Mbit")}, "1:2"),
         ("default", {"1:1": TrafficClass("1Mbit")}, None),
     ],
@@ -343,6 +348,16 @@ def test_classes_that_cannot_be_are_refused_by_field(
             end.classes("8Mbit", classes, default=default)
         assert caught.value.field == field
         assert _roots(end) == []
+
+
+def test_the_fastest_links_are_shaped_and_divided() -> None:
+    with pair() as net:
+        end = net.hosts[0].interfaces["eth0"]
+        end.shape("100Gbit", latency="300ms")
+        end.shape("1Tbit", latency="20ms")
+        end.classes("10Tbit", {"1:1": TrafficClass("1kbit"), "1:2": TrafficClass("9Tbit")},
+                    default="1:1")  # fmt: skip
+        assert {queue.type for queue in end.queues} == {"htb"}
 
 
 @pytest.mark.parametrize(

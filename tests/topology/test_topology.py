@@ -358,6 +358,7 @@ def _twice(net: Topology) -> None:
         ("b", lambda net: net.link(net.host("a"), "a")),
         ("b", lambda net: net.link(net.host("a"), Topology().host("b"))),
         ("rate", lambda net: net.link(net.host("a"), net.host("b"), rate="7")),
+        ("latency", lambda net: net.link(net.host("a"), net.host("b"), rate="1Tbit")),
         ("mtu", lambda net: net.link(net.host("a"), net.host("b"), mtu=67)),
         ("jitter", lambda net: net.link(net.host("a"), net.host("b"), jitter="1ms")),
         ("address", lambda net: net.link(net.switch("a"), net.host("b"), address="10.1.0.1/24")),
@@ -374,7 +375,18 @@ def test_what_cannot_be_is_refused_by_field(field: str, build: Any) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("keywords", [{"name": "a b"}, {"network": "10.0.0.1/8"}, {"network": 7.5}])
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"name": "a b"},
+        {"network": "10.0.0.1/8"},
+        {"network": 7.5},
+        {"network": "0.0.0.0/0"},
+        {"network": "127.1.0.0/16"},
+        {"network": "224.0.0.0/8"},
+    ],
+    ids=str,
+)
 def test_a_topology_that_cannot_be(keywords: dict[str, Any]) -> None:
     with pytest.raises(nsbox.SpecError) as caught:
         Topology(**keywords)
@@ -394,9 +406,16 @@ def test_verbs_at_the_wrong_time() -> None:
         for verb in (net.start, lambda: net.host("h3"), lambda: net.link(h1, "h2")):
             with pytest.raises(nsbox.StateError, match="running"):
                 verb()
+        with pytest.raises(nsbox.StateError, match="topology' is running: it is started once"):
+            net.start()
+        for timeout in (-1, "1", True, float("nan"), float("inf")):
+            with pytest.raises(nsbox.SpecError, match="timeout: "):
+                net.ping_all(timeout)  # type: ignore[arg-type]
     for verb in (net.start, net.ping_all, link.up, lambda: link.is_up):
         with pytest.raises(nsbox.StateError):
             verb()
+    with pytest.raises(nsbox.StateError, match="topology' is stopped: it is started once"):
+        net.start()
     net.close()
     assert net.status() == "stopped"
     assert h1.status() == "stopped"

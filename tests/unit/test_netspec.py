@@ -106,6 +106,7 @@ def test_ports_are_published(value: Any, publish: list[Publish]) -> None:
         pytest.param("[fe80::1%eth0]:80:80", "has a zone", id="a zone"),
         pytest.param("[::ffff:127.0.0.1]:80:80", "use 127.0.0.1", id="IPv4 in IPv6"),
         pytest.param("224.0.0.1:80:80", "multicast", id="multicast"),
+        pytest.param("255.255.255.255:80:80", "broadcast", id="broadcast"),
         pytest.param("80\n:80", "does not say which port", id="a newline inside"),
         pytest.param("٨٠", "does not say which port", id="other digits"),
         pytest.param(True, "does not say which port", id="a bool"),

@@ -48,6 +48,30 @@ def test_a_packet_of_the_link_has_to_fit_into_the_burst() -> None:
         _asked(rate="8Mbit", burst=1514, mtu=9000)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        (
+            {"rate": "100Gbit", "latency": "500ms"},
+            "latency: 500ms of the rate, .* less than 4 GiB, use at most 333.6ms",
+        ),
+        ({"rate": "1Tbit"}, "latency: 50ms of the rate, .* at most 24.36ms"),
+        ({"rate": "100Gbit", "burst": "4GiB"}, "burst: 4294967296 bytes: must be less than 4 GiB"),
+        ({"rate": "4Tbit", "latency": "1ms"}, "burst: 0.01 s of the rate: must be less than 4 GiB"),
+    ],
+)
+def test_what_is_beyond_32_bits_is_refused(wanted: dict[str, Any], why: str) -> None:
+    with pytest.raises(SpecError, match=why):
+        make_shape(**wanted)
+
+
+def test_what_nobody_asked_for_is_bounded_by_32_bits() -> None:
+    netem, _ = _asked(rate="4Tbit", burst="1MiB", latency="1us", delay="4s", jitter="4s")
+    assert _fields(netem[0], "limit") == (0xFFFFFFFF,)
+    requests = shaping.class_requests(7, 1500, 10**13, {0x10001: TrafficClass("1Mbit")}, 0x10001)
+    assert [_fields(one, "burst") for one in requests[1:]] == [(0xFFFFFFFF,)] * 2
+
+
 def test_a_delay_alone_is_netem_at_the_root() -> None:
     ((netem,),) = _asked(delay="5ms", jitter="500us", loss="1%")
     assert _fields(netem, "delay", "jitter", "loss") == (

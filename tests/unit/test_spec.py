@@ -23,11 +23,12 @@ from nsbox.checks import container_path, host_path
 from nsbox.errors import SpecError
 from nsbox.keywords import make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES
-from nsbox.spec import Limits, Mount, Rootfs, Spec
+from nsbox.spec import Limits, Mount, NetLabel, Rootfs, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+A_NETWORK = NetLabel("eth0 in nsb0, 10.77.0.0/24")
 PURE = pytest.mark.leaks_ok("many values, one code: test_refusals_leave_nothing looks for leaks")
 LONE = "\ud800"  # half of a surrogate pair: a str that no encoding of the kernel's has
 NOT_A_LIST = 5
@@ -164,6 +165,8 @@ BAD = [
     _bad("namespaces", "namespaces", ["mnt", 5], "a number in it"),
     _bad("namespaces", "namespaces", [["mnt"]], "a nested list"),
     _bad("namespaces", "namespaces", NOT_A_LIST, "a number"),
+    _bad("namespaces", "namespaces", {"uts": False}, "a mapping"),
+    _bad("capabilities", "capabilities", {"KILL": False}, "a mapping"),
     _bad("profile", "profile", "paranoid", "an unknown word"),
     _bad("profile", "profile", None, "None"),
     _bad("profile", "profile", ["strict"], "a list"),
@@ -218,6 +221,43 @@ def test_a_network_that_is_none_says_what_there_is() -> None:
     for wrong in ("bridge", None, 7):
         with pytest.raises(SpecError, match='use "none", "host", a Bridge, a Network, a Pod or'):
             make_spec(["true"], net=wrong)
+
+
+@pytest.mark.parametrize("profile", ["strict", "standard", "none"])
+@pytest.mark.parametrize("kinds", [(), ("mnt", "pid"), ("user", "mnt", "pid")], ids=str)
+@pytest.mark.parametrize("call", [nsbox.run, nsbox.Popen, nsbox.explain, nsbox.Container], ids=repr)
+def test_a_network_needs_a_namespace_for_it(
+    call: Any, kinds: tuple[str, ...], profile: str
+) -> None:
+    """Else the sandbox would be in the host's, and without the rules that it was given."""
+    rules = {"egress": nsbox.Allow("10.0.0.0/8"), "publish": "8080:80", "address": "10.77.0.9"}
+    with pytest.raises(SpecError) as caught:
+        call(["true"], net=A_NETWORK, namespaces=kinds, profile=profile, **rules)
+    assert caught.value.field == "namespaces"
+    assert str(caught.value).endswith('a Bridge or a Network (net=) needs "net" among them')
+    assert make_spec(["true"], net=A_NETWORK, namespaces=(*kinds, "net"), **rules).attached
+
+
+def test_who_joins_a_network_needs_no_namespace_for_it() -> None:
+    there = NetLabel("that of pod web", joined=True)
+    assert make_spec(["true"], net=there, namespaces=["mnt"]).namespaces == ("mnt",)
+
+
+@pytest.mark.parametrize("net", ["none", "host", NetLabel("that of pod web", joined=True)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("publish", "8080:80"),
+        ("egress", nsbox.Allow()),
+        ("dns", ["192.0.2.53"]),
+        ("address", "10.77.0.9"),
+    ],
+)
+def test_what_is_of_a_network_is_refused_without_one(net: Any, field: str, value: Any) -> None:
+    with pytest.raises(SpecError) as caught:
+        nsbox.run(["true"], net=net, **{field: value})
+    assert caught.value.field == field
+    assert "is of a sandbox with a network: net= a Bridge or a Network" in str(caught.value)
 
 
 def test_refusals_leave_nothing() -> None:
