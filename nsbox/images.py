@@ -233,14 +233,14 @@ def _with_defaults(spec: Spec, root: str) -> Spec:
         raise SpecError("args", "the image names no command: give one")
     env = dict(one.partition("=")[::2] for one in _strings(said, "Env") if "=" in one[1:])
     env.update(spec.env or ())
-    cwd, where = spec.cwd, _string(said, "WorkingDir")
-    if cwd is None and where:
-        cwd = container_path(where, "root")
+    where = _string(said, "WorkingDir") if spec.cwd is None else ""
+    image_cwd = container_path(where, "root") if where else ""
     uid, gid = spec.uid, spec.gid
     user = _string(said, "User")
     if uid is None and user:
         uid, gid = _user(root, user)
-    return replace(spec, args=args, env=tuple(env.items()) or spec.env, cwd=cwd, uid=uid, gid=gid)
+    return replace(spec, args=args, env=tuple(env.items()) or spec.env, image_cwd=image_cwd,
+                   uid=uid, gid=gid)  # fmt: skip
 
 
 def _string(said: dict[str, Any], name: str) -> str:

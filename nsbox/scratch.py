@@ -155,6 +155,8 @@ def _add_tmp(build: Build, make: bool, tmp: Slot | None) -> None:
 
 def _add_files(build: Build) -> None:
     owner = (build.uid, build.gid) if (build.uid, build.gid) != _setup_ids(build) else None
+    if build.spec.image_cwd.startswith(f"{TMP}/"):  # which hides that of the image
+        build.add(MakeDirs(build.spec.image_cwd, 0o755, "root", owner))
     for name, content, mode in build.spec.files:
         parent, _, _ = name.rpartition("/")
         if parent:

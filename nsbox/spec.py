@@ -419,11 +419,15 @@ class NetFile(NamedTuple):
 @hashed_once
 @dataclass(frozen=True)
 class Spec:
-    """One sandbox: every keyword of ``run()`` that says how it is made, checked."""
+    """One sandbox: every keyword of ``run()`` that says how it is made, checked.
+
+    *image_cwd* is the WorkingDir of an image, where the caller says no *cwd*.
+    """
 
     args: tuple[str, ...]
     root: Rootfs = Rootfs()
     cwd: str | None = None
+    image_cwd: str = ""
     env: tuple[tuple[str, str], ...] | None = None
     uid: int | None = None
     gid: int | None = None

@@ -467,6 +467,50 @@ def test_what_the_image_says_holds_where_the_caller_says_nothing(layout: Layout)
     assert container.logs().splitlines() == ["hello /data", "/data", "1234", "77"]
 
 
+def _at_home(layout: Layout, where: str) -> Rootfs:
+    return Rootfs.oci(layout.image(packed(*busybox(), *PASSWD), config={"WorkingDir": where}))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("where", ["/var/www", "/data/in/it", "/", "/tmp/deep/in"])
+def test_a_working_directory_that_is_not_in_the_image_is_made_above_it(
+    layout: Layout, cache: Path, where: str
+) -> None:
+    root = Rootfs.overlay(_at_home(layout, where))
+    if kit.ROOT and not kit.maps_ids(layout.where):
+        pytest.skip("this file system cannot be id-mapped")
+    done = kit.run("pwd", root=root)
+    assert (kit.out(done), done.changes) == (where, ())
+    done = kit.sh("touch new; pwd", root=root, user=0)
+    assert kit.out(done) == where
+    inside = [] if where.startswith("/tmp") else [("added", f"{where.rstrip('/')}/new")]
+    assert list(done.changes) == inside
+    assert not (tree(cache) / "var").exists(), "nothing is made in the image"
+
+
+def test_a_mount_over_the_working_directory_is_not_written_to(
+    layout: Layout, tmp_path: Path
+) -> None:
+    outside = kit.open_directory(tmp_path / "outside")
+    root = Rootfs.overlay(_at_home(layout, "/var/www"))
+    if kit.ROOT and not kit.maps_ids(layout.where):
+        pytest.skip("this file system cannot be id-mapped")
+    with pytest.raises(nsbox.SetupError, match="hidden by a mount"):
+        kit.run("pwd", root=root, mounts=[Mount.bind(outside, "/var", ro=False)])
+    assert list(outside.iterdir()) == []
+
+
+def test_a_read_only_image_without_its_working_directory_says_whose_it_is(layout: Layout) -> None:
+    root = _at_home(layout, "/var/www")
+    with pytest.raises(nsbox.SetupError, match=r"image's WorkingDir.*overlay") as caught:
+        kit.run("pwd", root=root)
+    assert caught.value.field == "root"
+    with pytest.raises(nsbox.SetupError, match="does not exist in the sandbox") as caught:
+        kit.run("pwd", root=root, cwd="/var/lib")
+    assert caught.value.field == "cwd"
+    assert kit.out(kit.run("pwd", root=root, cwd="/data")) == "/data"
+
+
 @pytest.mark.parametrize(
     ("user", "ids"), [("7", "7 7"), ("7:9", "7 9"), ("1234", "1234 55"), ("app", "1234 55"),
                       ("0", "0 0"), ("app:5", "1234 5"), ("", "1000 1000")],
