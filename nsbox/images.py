@@ -68,7 +68,19 @@ def resolve(root: Rootfs) -> Rootfs:
     if root.kind == "oci":
         path = _oci(root.path, root.ref)
         return replace(root, kind="dir", path=f"{path}/root", ro=True, image=True)
-    return root
+    return replace(root, kept=True) if _was_upper(root.path) else root
+
+
+def _was_upper(path: str) -> bool:
+    """Whether it is where an overlay kept changes, or a copy of that: what is deleted in it may be
+    noted anywhere below, and on top of it in most cases only."""
+    parent, name = os.path.split(os.path.normpath(path))
+    if name == "upper" and os.path.isdir(f"{parent}/work/work"):
+        return True
+    try:
+        return any(name.startswith("user.overlay.") for name in os.listxattr(path))
+    except OSError:  # not there, which set-up says, or of a file system without attributes
+        return False
 
 
 def _check_directories(overlay: Rootfs) -> None:

@@ -109,11 +109,16 @@ def _mount_points(build: Build) -> tuple[str, ...]:
 
 
 def _xattrs(build: Build, parts: Layers) -> tuple[tuple[str, str], ...]:
-    """Where the overlay notes that a directory hides the one below it.
+    """Where the overlay notes that a directory hides the one below it, and reads that.
 
-    ``trusted.*`` is for real root only; but a tmpfs before Linux 6.6 has no ``user.*``. A
-    caller's directory always has ``user.*``: another sandbox may read it, with another map.
+    ``trusted.*`` is for real root only. So whatever stays, a caller's directory, has ``user.*``,
+    for any other sandbox to read, also as a layer below. A tmpfs before Linux 6.6 has none.
     """
-    if build.in_userns or parts.upper is not None:
+    if build.in_userns or parts.upper is not None or build.host.tmpfs_user_xattrs:
         return (("userxattr", "!"),)
+    for layer in build.spec.root.layers:
+        if layer.kept:
+            build.cannot("root", f"what was deleted in {layer.path} would be seen again: above "
+                         "changes that were kept, a tmpfs needs Linux 6.6",
+                         hint='upper=DIRECTORY, or profile="standard"')  # fmt: skip
     return (("index", "off"), ("metacopy", "off"), ("redirect_dir", "off"))

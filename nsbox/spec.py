@@ -264,7 +264,10 @@ class Mount:
 @hashed_once
 @dataclass(frozen=True)
 class Rootfs:
-    """What the sandbox sees as ``/``; made by the class methods."""
+    """What the sandbox sees as ``/``; made by the class methods.
+
+    *image* says that it was unpacked, *kept* that it has the changes of an overlay.
+    """
 
     kind: str = "host"
     path: str = ""
@@ -275,6 +278,7 @@ class Rootfs:
     inodes: int | None = None
     image: bool = False
     ref: str = ""
+    kept: bool = False
 
     @classmethod
     def host(cls) -> Rootfs:

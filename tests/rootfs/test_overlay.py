@@ -15,6 +15,7 @@ from support import poll_until
 import nsbox
 from nsbox import Limits, Mount, Rootfs
 from nsbox.changes import Change, empty
+from nsbox.images import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -259,6 +260,36 @@ def test_what_one_map_of_ids_wrote_another_reads(box: Path, upper: Path) -> None
             assert kit.sh(CHANGE, root=root, **CAPABLE).ok
         else:
             assert done.stdout == "new\n0\n", "the same owner, and the directory is still opaque"
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.parametrize("keywords", MODES)
+def test_what_was_deleted_in_a_layer_that_was_kept_stays_deleted(
+    box: Path, upper: Path, keywords: dict[str, Any]
+) -> None:
+    """In the profile "none", and without a user namespace, the layer above is real root's."""
+    script = "rm -r /data /bin/wc && mkdir /data"
+    assert kit.sh(script, root=Rootfs.overlay(box, upper), **CAPABLE).ok
+    root = Rootfs.overlay([upper / "upper", box])
+    alone = keywords == ALONE or "namespaces" in keywords
+    if alone and _tmpfs_has_no_user_xattrs():
+        with pytest.raises(nsbox.Unavailable, match=r"upper.*6\.6"):
+            kit.run("true", root=root, **keywords)
+        return
+    done = kit.sh("ls -A /data; test ! -e /bin/wc; echo $?", root=root, **keywords)
+    assert kit.out(done) == "0"
+
+
+def test_a_layer_that_was_kept_is_known_by_its_place_or_by_its_attributes(
+    box: Path, upper: Path
+) -> None:
+    assert kit.sh("echo x > /etc/new", root=Rootfs.overlay(box, upper), **CAPABLE).ok
+    copy = upper.parent / "copy"
+    copy.mkdir()
+    os.setxattr(copy, "user.overlay.impure", b"y")
+    root = resolve(Rootfs.overlay([upper / "upper", copy, upper, box, "/nonexistent"]))
+    assert [layer.kept for layer in root.layers] == [True, True, False, False, False]
 
 
 def test_a_directory_can_be_emptied_again(box: Path, upper: Path) -> None:
