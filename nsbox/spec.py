@@ -92,7 +92,8 @@ class Limits:
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``. None: as much as
             comes.
         disk: bytes of the writable tmpfs at /tmp, which has the changes of an overlay, too;
-            /dev/shm may have as many. What ``mounts=`` shows is not counted.
+            /dev/shm may have as many. What ``mounts=`` shows is not counted. With a root that is
+            a writable directory of the caller's it is ``Unavailable``.
         inodes: files and directories in it.
         nofile: open descriptors of each process (RLIMIT_NOFILE).
         oom_group: an OOM kill ends the whole sandbox, not one of its processes
