@@ -89,6 +89,23 @@ def _check_directories(overlay: Rootfs) -> None:
     for path in filter(os.path.exists, paths):
         if not os.path.isdir(path):
             raise SpecError("root", f"{path} is not a directory")
+    if overlay.path:
+        _check_upper(os.path.realpath(overlay.path), paths[1:])
+
+
+def _check_upper(upper: str, lowers: list[str]) -> None:
+    """The kernel takes an upper directory in a layer below, and then shows it in itself. Beside
+    the host's root there is nothing."""
+    for lower in lowers:
+        real = os.path.realpath(lower)
+        in_changes = any(_is_in(real, f"{upper}/{own}") for own in ("upper", "work"))
+        if in_changes or (real != "/" and _is_in(upper, real)):
+            raise SpecError("upper", f"{upper} and the layer {lower} are one in the other: keep "
+                            "the changes in a directory beside it")  # fmt: skip
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return os.path.commonpath((path, directory)) == directory
 
 
 def with_image(spec: Spec) -> Spec:

@@ -189,15 +189,16 @@ def _check_root(root: Rootfs, error: OSError) -> None:
     """
     if isinstance(error, FileNotFoundError) and not isinstance(error, SetupError):
         raise SpecError("root", f"{error.filename or root.path} does not exist") from error
-    if root.kind != "dir" or getattr(error, "field", "") != "root":
+    if root.kind not in ("dir", "overlay") or getattr(error, "field", "") != "root":
         return
-    try:
-        if not stat.S_ISDIR(os.stat(root.path).st_mode):
-            raise SpecError("root", f"{root.path} is not a directory") from error
-    except (FileNotFoundError, NotADirectoryError):
-        raise SpecError("root", f"{root.path} does not exist") from error
-    except OSError:
-        pass  # there, as far as one can tell
+    for path in filter(None, (*(layer.path for layer in root.layers), root.path)):
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise SpecError("root", f"{path} is not a directory") from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise SpecError("root", f"{path} does not exist") from error
+        except OSError:
+            pass  # there, as far as one can tell
 
 
 def launch(

@@ -462,9 +462,38 @@ def test_a_directory_that_is_not_there_is_an_error_that_names_root(
 ) -> None:
     gone = tmp_path / "nonexistent"
     root = Rootfs.overlay(gone) if what == "lower" else Rootfs.overlay(box, gone)
-    with pytest.raises((nsbox.SpecError, nsbox.SetupError), match="nonexistent") as caught:
-        kit.run("true", root=root)
-    assert caught.value.field == "root"
+    for keywords in ({}, CAPABLE, ALONE):
+        with pytest.raises(nsbox.SpecError, match="nonexistent does not exist") as caught:
+            kit.run("true", root=root, **keywords)
+        assert caught.value.field == "root"
+
+
+@pytest.mark.parametrize("how", ["same", "a link", "inside", "of the same changes", "their work"])
+def test_an_upper_directory_in_a_layer_is_refused(tmp_path: Path, box: Path, how: str) -> None:
+    """The kernel would take it, and show it in itself."""
+    (tmp_path / "link").symlink_to(box)
+    lower, upper = {
+        "same": (box, box),
+        "a link": (tmp_path / "link", box / "data"),
+        "inside": (box, box / "data"),
+        "of the same changes": (tmp_path / "kept/upper", tmp_path / "kept"),
+        "their work": (tmp_path / "kept/work/deep", tmp_path / "kept"),
+    }[how]
+    before = listing(box)
+    with pytest.raises(nsbox.SpecError, match="beside it") as caught:
+        kit.run("true", root=Rootfs.overlay(["/usr", lower], upper))
+    assert caught.value.field == "upper"
+    assert listing(box) == before
+    assert resolve(Rootfs.overlay("/", tmp_path)).path == str(tmp_path), "nothing is beside that"
+
+
+@pytest.mark.kernel
+def test_an_upper_directory_may_have_the_layer_beside_its_changes(box: Path, upper: Path) -> None:
+    (below := upper / "lower").mkdir(mode=0o755)
+    kit.busybox_root(below)
+    done = kit.sh("echo x > /etc/new; ls /", root=Rootfs.overlay(below, upper), **CAPABLE)
+    assert "upper" not in kit.out(done)
+    assert done.changes == (Change("added", "/etc/new"),)
 
 
 def test_an_overlay_needs_a_mount_namespace(box: Path) -> None:
