@@ -67,7 +67,8 @@ def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
     if (step.name, step.source, err) == ("chdir", "root", errno.ENOENT):
         hint = _NO_WORKDIR
     if is_exec and plan.args:
-        hint = f"{plan.args[0]!r} was not found in the sandbox"
+        hint = (f"{plan.args[0]!r} was not found in the sandbox, or it is there, but its "
+                "interpreter is not (that of a #! line, or the loader of a binary)")  # fmt: skip
     kind = CommandNotFound if is_exec else SetupError
     return kind(
         err, step=index, name=step.name, call=call, detail=detail, field=step.source, hint=hint

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import launcher, probe, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
-from nsbox.errors import SetupError, SpecError, StateError
+from nsbox.errors import CommandNotFound, SetupError, SpecError, StateError
 from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
 from nsbox.slots import JOIN, NOBODY, OWNER, Joined, Slot
@@ -278,6 +278,11 @@ def _launch(
         process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
         process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
         return process
+    except CommandNotFound as e:
+        from nsbox import programs
+
+        programs.explain(e, spec, plan)
+        raise
     except OSError as e:
         _check_root(spec.root, e)
         raise
