@@ -326,7 +326,8 @@ class Rootfs:
         Entrypoint and Cmd.
 
         Args:
-            ref: which one, where the layout has several: org.opencontainers.image.ref.name.
+            ref: which one, where the layout has several: org.opencontainers.image.ref.name, or
+                the digest of its manifest, ``"sha256:…"``.
         """
         return cls("oci", host_path(path, "root"), ref=text(ref, "ref"))
 

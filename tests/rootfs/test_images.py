@@ -569,6 +569,60 @@ def test_the_image_for_this_machine_is_taken_and_one_of_several_named(layout: La
             kit.run("true", root=Rootfs.oci(where, name))
 
 
+def _of(layout: Layout, word: str, name: str = "", **where: str) -> dict[str, Any]:
+    """An image whose /m has the *word*, with its name and platform as an index has them."""
+    made = layout.manifest([packed(*busybox(), info("m", word.encode()))])
+    platform = {"os": "linux", "architecture": ARCHITECTURE, **where}
+    notes = {"annotations": {"org.opencontainers.image.ref.name": name}} if name else {}
+    return {**made, "platform": platform, **notes}
+
+
+def _word(where: Path, ref: str = "") -> str:
+    return kit.out(kit.run("/bin/cat", "/m", root=Rootfs.oci(where, ref)))
+
+
+def test_a_ref_that_no_image_has_is_said_with_those_that_there_are(layout: Layout) -> None:
+    names = [f"app:{n:02}" for n in range(30)]
+    where = layout.index(*(_of(layout, "x", name) for name in names))
+    with pytest.raises(nsbox.SpecError, match="no image has the ref 'app:30'; it has app:00") as e:
+        kit.run("true", root=Rootfs.oci(where, "app:30"))
+    assert str(e.value).endswith(" and 10 more")
+    where = layout.index(_of(layout, "x", "far", architecture="s390x"))
+    with pytest.raises(nsbox.SpecError, match=r"no image for linux/.*far \(linux/s390x\)"):
+        kit.run("true", root=Rootfs.oci(where))
+
+
+def test_images_without_names_are_told_apart_by_digest(layout: Layout) -> None:
+    one, two = _of(layout, "one"), _of(layout, "two")
+    deep = layout.json({"manifests": [one, two]}, INDEX)
+    for where in (layout.index(one, two), layout.index(deep)):
+        with pytest.raises(nsbox.SpecError, match="2 images for") as caught:
+            kit.run("true", root=Rootfs.oci(where))
+        for image, word in ((one, "one"), (two, "two")):
+            assert image["digest"] in str(caught.value)
+            assert _word(where, image["digest"]) == word
+    for ref in (f"sha256:{'0' * 64}", "sha256:../../index.json"):
+        with pytest.raises(nsbox.SpecError, match="no image has the ref 'sha256:"):
+            kit.run("true", root=Rootfs.oci(where, ref))
+    config = json.loads((where / "blobs/sha256" / one["digest"][7:]).read_text())["config"]
+    with pytest.raises(nsbox.SpecError):  # a blob, but no image
+        kit.run("true", root=Rootfs.oci(where, config["digest"]))
+
+
+def test_of_variants_the_plain_one_is_taken(layout: Layout) -> None:
+    least = {"amd64": "v1", "arm64": "v8"}.get(ARCHITECTURE, "")
+    for plain in ({}, {"variant": least}):
+        images = [_of(layout, "more", variant="v9"), _of(layout, "plain", **plain)]
+        assert _word(layout.index(*images)) == "plain"
+    assert _word(layout.index(_of(layout, "only", variant="v9"))) == "only"
+    named = layout.index(_of(layout, "a", "a"), _of(layout, "b", "b", variant="v9"))
+    with pytest.raises(nsbox.SpecError, match="2 images"):
+        kit.run("true", root=Rootfs.oci(named))
+    alike = _of(layout, "1", "a"), _of(layout, "2", "a")
+    with pytest.raises(nsbox.SpecError, match=f"2 images .*{alike[1]['digest']}"):
+        kit.run("true", root=Rootfs.oci(layout.index(*alike), "a"))
+
+
 DAMAGE = ["index", "no index", "manifest", "config", "layer", "layer's content", "size", "digest",
           "traversal", "link", "no blob", "counts", "deep json", "loop"]  # fmt: skip
 
