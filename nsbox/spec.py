@@ -312,8 +312,8 @@ class Rootfs:
         It is unpacked once, into a cache by its digest; put it below ``Rootfs.overlay`` to
         write. Owners are the archive's for root, below 65536; set-id bits are dropped. Refused
         with SpecError, which names the entry: absolute names, ``..``, links out of it, devices
-        and pipes, names of more than 200 levels, more than 16 GiB, or 1,000,000 entries and
-        directories that none is of.
+        and pipes (below ``dev/`` they are left out), names of more than 200 levels, more than
+        16 GiB, or 1,000,000 entries and directories that none is of.
         """
         return cls("tar", host_path(path, "root"))
 

@@ -178,7 +178,9 @@ REFUSED: list[tuple[str, list[tuple[tarfile.TarInfo, bytes]], str]] = [
     ("a hard link above", [link("x", "../../etc/passwd", hard=True)], r"\.\."),
     ("a hard link to a link", [link("l", "/etc/passwd"), link("x", "l", hard=True)], "no file"),
     ("a hard link to nothing", [link("x", "nowhere", hard=True)], "No such file"),
-    ("a device", [info("dev/mem", type=tarfile.CHRTYPE, devmajor=1, devminor=1)], "neither"),
+    ("a device", [info("mem", type=tarfile.CHRTYPE, devmajor=1, devminor=1)], "tar --exclude"),
+    ("a device not in dev", [info("devs/x", type=tarfile.BLKTYPE)], "neither"),
+    ("another type in dev", [info("dev/x", type=b"D")], "neither"),
     ("a block device", [info("sda", type=tarfile.BLKTYPE)], "neither"),
     ("a pipe", [info("p", type=tarfile.FIFOTYPE)], "neither"),
     ("another type", [info("p", type=b"D")], "neither"),
@@ -200,6 +202,22 @@ def test_it_is_refused_for(
         kit.run("true", root=Rootfs.tar(path))
     assert caught.value.field == "root"
     assert [p.suffix for p in cache.iterdir()] == [".lock"], "nothing of it is left"
+
+
+@pytest.mark.parametrize("kind", ["tar", "oci"])
+def test_devices_and_pipes_below_dev_are_left_out(
+    tmp_path: Path, cache: Path, layout: Layout, kind: str
+) -> None:
+    """As ``tar -c /`` and old images have them; a sandbox's /dev hides that of its root."""
+    nodes = [info("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+             info("./dev/deep/sda", type=tarfile.BLKTYPE),
+             info("dev/initctl", type=tarfile.FIFOTYPE), info("dev/file", b"x"),
+             directory("dev")]  # fmt: skip
+    root = Rootfs.tar(write(tmp_path / "r.tar", *busybox(), *nodes))
+    if kind == "oci":
+        root = Rootfs.oci(layout.image(packed(*busybox()), packed(*nodes)))
+    kit.out(kit.sh("test -c /dev/null", root=root))
+    assert sorted(os.listdir(tree(cache) / "dev")) == ["file"]
 
 
 def test_links_in_it_lead_within_it(tmp_path: Path, cache: Path) -> None:
