@@ -6,7 +6,8 @@ by openat2(2), so that a link in it, made by the archive itself, leads nowhere e
 
 Who owns what: unpacked by root, the archive's numbers, and 65534 for those above 65535; by
 anybody else, the caller. Set-user-ID and set-group-ID bits and extended attributes are dropped;
-devices, pipes and whatever else is no file, directory or link are refused.
+devices, pipes and whatever else is no file, directory or link are refused. But below dev/, which
+a sandbox has of its own, devices and pipes are left out.
 """
 
 from __future__ import annotations
@@ -202,6 +203,8 @@ class Unpacker:
             return  # of the directory itself: it is ours
         if layer and parts[-1].startswith(_WHITEOUT):
             return
+        if member.isdev() and parts[0] == b"dev":
+            return
         parent = self._directory(parts[:-1])
         try:
             if member.isdir():
@@ -215,7 +218,8 @@ class Unpacker:
             elif member.islnk():
                 self._make_link(parent, parts[-1], member)
             else:
-                raise _Refused("neither a file, a directory nor a link")
+                raise _Refused("neither a file, a directory nor a link: make the archive without "
+                               "it (tar --exclude)")  # fmt: skip
         finally:
             os.close(parent)
 

@@ -43,6 +43,10 @@ _HINTS = {
     "is closed to it",
 }
 
+_NO_WORKDIR = (
+    "the image's WorkingDir is not in the image, or hidden by a mount: say another directory by "
+    "cwd=, or use Rootfs.overlay(Rootfs.oci(...)), in which it is made"
+)
 
 #: What has causes of many kinds, which the host can be asked about.
 _ASKED = {("fsmount", errno.EPERM), ("newuidmap", errno.EPERM), ("newgidmap", errno.EPERM),
@@ -67,8 +71,11 @@ def setup_error(plan: Plan, index: int, err: int, call: str) -> SetupError:
     is_exec = step.name == "exec" and err == errno.ENOENT and call != "injected"
     detail = step.describe()
     hint = _hint(f"{step.name} {detail}", err, call)
+    if (step.name, step.source, err) == ("chdir", "root", errno.ENOENT):
+        hint = _NO_WORKDIR
     if is_exec and plan.args:
-        hint = f"{plan.args[0]!r} was not found in the sandbox"
+        hint = (f"{plan.args[0]!r} was not found in the sandbox, or it is there, but its "
+                "interpreter is not (that of a #! line, or the loader of a binary)")  # fmt: skip
     kind = CommandNotFound if is_exec else SetupError
     return kind(
         err, step=index, name=step.name, call=call, detail=detail, field=step.source, hint=hint

@@ -64,6 +64,8 @@ def _add_exec(build: Build, env: tuple[str, ...]) -> None:
 def _working_directory(spec: Spec) -> str:
     if spec.cwd is not None:
         return spec.cwd
+    if spec.image_cwd:
+        return spec.image_cwd
     if spec.files or (spec.root.kind == "host" and spec.profile != "none"):
         return scratch.TMP
     return "/"
@@ -72,7 +74,8 @@ def _working_directory(spec: Spec) -> str:
 def _add_process(build: Build) -> None:
     """What the payload's process is, from its directory to its parent's death."""
     if build.own("mnt") or build.spec.cwd is not None:
-        build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), "cwd"))
+        source = "root" if build.spec.image_cwd else "cwd"
+        build.add(Text(Opcode.CHDIR, "chdir", _working_directory(build.spec), source))
     mask = build.spec.umask
     source = "profile" if mask == Spec.umask else "umask"
     build.add(Number(Opcode.UMASK, "umask", f"{mask:03o}", mask, source))

@@ -147,7 +147,7 @@ class SetupError(NsboxError, OSError):
 
 
 class CommandNotFound(SetupError, FileNotFoundError):
-    """The program is not in the sandbox's root, or not in its PATH."""
+    """The program is not in the sandbox's root, or not in its PATH; or its interpreter is not."""
 
 
 class NetworkError(NsboxError, OSError):

@@ -35,6 +35,7 @@ class Host:
         attaches_bpf: it may attach a BPF program to a cgroup.
         helpers: newuidmap and newgidmap are installed.
         exec_enters_time: a time namespace that was unshared is entered by execve (Linux 6.3).
+        tmpfs_user_xattrs: files in a tmpfs have attributes of users (Linux 6.6).
         spare_net: the launcher may make network namespaces ahead.
         net_sysctls: it can write those of a network namespace, below /proc/sys/net.
         templates: roots may be built once and entered, see templates.py.
@@ -60,6 +61,7 @@ class Host:
     attaches_bpf: bool = True
     helpers: bool = False
     exec_enters_time: bool = True
+    tmpfs_user_xattrs: bool = True
     spare_net: bool = True
     net_sysctls: bool = True
     templates: bool = True

@@ -68,7 +68,19 @@ def resolve(root: Rootfs) -> Rootfs:
     if root.kind == "oci":
         path = _oci(root.path, root.ref)
         return replace(root, kind="dir", path=f"{path}/root", ro=True, image=True)
-    return root
+    return replace(root, kept=True) if _was_upper(root.path) else root
+
+
+def _was_upper(path: str) -> bool:
+    """Whether it is where an overlay kept changes, or a copy of that: what is deleted in it may be
+    noted anywhere below, and on top of it in most cases only."""
+    parent, name = os.path.split(os.path.normpath(path))
+    if name == "upper" and os.path.isdir(f"{parent}/work/work"):
+        return True
+    try:
+        return any(name.startswith("user.overlay.") for name in os.listxattr(path))
+    except OSError:  # not there, which set-up says, or of a file system without attributes
+        return False
 
 
 def _check_directories(overlay: Rootfs) -> None:
@@ -77,6 +89,23 @@ def _check_directories(overlay: Rootfs) -> None:
     for path in filter(os.path.exists, paths):
         if not os.path.isdir(path):
             raise SpecError("root", f"{path} is not a directory")
+    if overlay.path:
+        _check_upper(os.path.realpath(overlay.path), paths[1:])
+
+
+def _check_upper(upper: str, lowers: list[str]) -> None:
+    """The kernel takes an upper directory in a layer below, and then shows it in itself. Beside
+    the host's root there is nothing."""
+    for lower in lowers:
+        real = os.path.realpath(lower)
+        in_changes = any(_is_in(real, f"{upper}/{own}") for own in ("upper", "work"))
+        if in_changes or (real != "/" and _is_in(upper, real)):
+            raise SpecError("upper", f"{upper} and the layer {lower} are one in the other: keep "
+                            "the changes in a directory beside it")  # fmt: skip
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return os.path.commonpath((path, directory)) == directory
 
 
 def with_image(spec: Spec) -> Spec:
@@ -233,14 +262,14 @@ def _with_defaults(spec: Spec, root: str) -> Spec:
         raise SpecError("args", "the image names no command: give one")
     env = dict(one.partition("=")[::2] for one in _strings(said, "Env") if "=" in one[1:])
     env.update(spec.env or ())
-    cwd, where = spec.cwd, _string(said, "WorkingDir")
-    if cwd is None and where:
-        cwd = container_path(where, "root")
+    where = _string(said, "WorkingDir") if spec.cwd is None else ""
+    image_cwd = container_path(where, "root") if where else ""
     uid, gid = spec.uid, spec.gid
     user = _string(said, "User")
     if uid is None and user:
         uid, gid = _user(root, user)
-    return replace(spec, args=args, env=tuple(env.items()) or spec.env, cwd=cwd, uid=uid, gid=gid)
+    return replace(spec, args=args, env=tuple(env.items()) or spec.env, image_cwd=image_cwd,
+                   uid=uid, gid=gid)  # fmt: skip
 
 
 def _string(said: dict[str, Any], name: str) -> str:

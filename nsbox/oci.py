@@ -23,9 +23,11 @@ from nsbox.errors import SpecError
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _JSON = 4 << 20
 _MOST_LAYERS = 512
+_MOST_SHOWN, _LONGEST = 20, 120  # of the images of a layout, in an error
 _INDEXES = ("application/vnd.oci.image.index.v1+json",
             "application/vnd.docker.distribution.manifest.list.v2+json")  # fmt: skip
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "riscv64": "riscv64"}
+_LEAST = {"amd64": "v1", "arm64": "v8"}  # variants that say no more than the architecture
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def _parse(layout: str, raw: bytes) -> dict[str, Any]:
 
 
 def find(layout: str, ref: str = "") -> Image:
-    """The image of this machine's architecture in a layout; *ref* is its name, if it has several.
+    """The image of this machine's architecture in a layout; *ref* is its name or the digest of its
+    manifest, if it has several.
 
     Raises:
         SpecError: there is none, or more than one; or the layout is damaged.
@@ -119,26 +122,57 @@ def find(layout: str, ref: str = "") -> Image:
             index = _parse(layout, file.read(_JSON))
     except OSError as e:
         raise _wrong(layout, f"index.json: {e.strerror}") from e
+    descriptor = _by_digest(layout, ref)
     for _ in range(4):
-        descriptor = _choose(layout, index, ref)
+        descriptor = descriptor or _choose(layout, index, ref)
         manifest = _json_blob(layout, descriptor)
         if (descriptor.get("mediaType") or manifest.get("mediaType")) not in _INDEXES:
             return Image(layout, descriptor["digest"], manifest)
-        index, ref = manifest, ""
+        index, ref, descriptor = manifest, "", None
     raise _wrong(layout, "an index in an index in an index")
+
+
+def _by_digest(layout: str, ref: str) -> dict[str, Any] | None:
+    """A manifest wherever it is listed; None where *ref* is the digest of none."""
+    match = _DIGEST.fullmatch(ref)
+    try:
+        size = os.lstat(f"{layout}/blobs/sha256/{match[1]}").st_size if match else -1
+    except OSError:
+        return None
+    return {"digest": ref, "size": size} if match else None
 
 
 def _choose(layout: str, index: dict[str, Any], ref: str) -> dict[str, Any]:
     entries = index.get("manifests")
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         raise _wrong(layout, "no list of manifests")
-    found: list[dict[str, Any]] = [entry for entry in entries if _fits(entry, ref)]
-    if len(found) != 1:
-        names = sorted({str(_name(entry)) for entry in entries if _name(entry)})
-        known = f", of: {', '.join(names)}" if names else ""
-        raise _wrong(layout, f"{len(found)} images for linux/{_architecture()}; say which by ref="
-                     + known)  # fmt: skip
+    named: list[dict[str, Any]] = [e for e in entries if not ref or _name(e) == ref]
+    found = _plainest([entry for entry in named if _fits(entry)])
+    if ref and not named:
+        raise _wrong(layout, f"no image has the ref {ref!r}{_known(entries, ref, 'it has ')}")
+    if not found:
+        raise _wrong(layout, f"no image for linux/{_architecture()}{_known(named, '', 'it has ')}")
+    if len(found) > 1:
+        known = _known(found, ref, "say which by ref=, a name or a digest of: ")
+        raise _wrong(layout, f"{len(found)} images for linux/{_architecture()}{known}")
     return found[0]
+
+
+def _known(entries: list[dict[str, Any]], ref: str, intro: str) -> str:
+    """What there is, not all of very many: each by its name, or else, or if that is *ref*, which
+    does not say which, by its digest."""
+    shown = sorted(_shown(entry, ref) for entry in entries[:_MOST_SHOWN])
+    more = f" and {len(entries) - _MOST_SHOWN} more" if len(entries) > _MOST_SHOWN else ""
+    return f"; {intro}{', '.join(shown)}{more}" if shown else "; it has none at all"
+
+
+def _shown(entry: dict[str, Any], ref: str) -> str:
+    where = _platform(entry)
+    parts = [str(where[key]) for key in ("os", "architecture", "variant") if where.get(key)]
+    name = _name(entry)
+    text = str(name if name and name != ref else entry.get("digest"))
+    text += f" ({'/'.join(parts)})" if parts else ""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def _architecture() -> str:
@@ -150,12 +184,23 @@ def _name(entry: dict[str, Any]) -> object:
     return notes.get("org.opencontainers.image.ref.name") if isinstance(notes, dict) else None
 
 
-def _fits(entry: dict[str, Any], ref: str) -> bool:
-    where = entry.get("platform")
+def _fits(entry: dict[str, Any]) -> bool:
+    where = _platform(entry)
     here = {"os": "linux", "architecture": _architecture()}
-    if isinstance(where, dict) and any(where.get(key) != value for key, value in here.items()):
-        return False
-    return not ref or _name(entry) == ref
+    return not where or all(where.get(key) == value for key, value in here.items())
+
+
+def _platform(entry: dict[str, Any]) -> dict[str, Any]:
+    where = entry.get("platform")
+    return where if isinstance(where, dict) else {}
+
+
+def _plainest(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of those of one name, or of none, for variants of one architecture: what all of it runs."""
+    if len({str(_name(entry)) for entry in entries}) != 1:
+        return entries
+    least = (None, "", _LEAST.get(_architecture()))
+    return [e for e in entries if _platform(e).get("variant") in least] or entries
 
 
 def config(image: Image) -> dict[str, Any]:

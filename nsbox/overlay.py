@@ -92,6 +92,8 @@ def add_overlay(build: Build, parts: Layers, size: int, inodes: int, tmp: bool) 
     upper = build.open_tree(f"{where}upper", int(MountAttr.RDONLY), _SOURCE, recursive=False)
     layers = tuple(layer.path for layer in build.spec.root.layers)
     build.add(HandOver(upper, layers, _mount_points(build), _SOURCE))
+    if build.spec.image_cwd:  # before any mount: in none of the caller's is it to be made
+        build.add(MakeDirs(build.spec.image_cwd, 0o755, _SOURCE))
     if tmp:
         parts.tmp = build.open_tree("tmp", _SAFE, _SOURCE, recursive=False)
 
@@ -99,7 +101,7 @@ def add_overlay(build: Build, parts: Layers, size: int, inodes: int, tmp: bool) 
 def _mount_points(build: Build) -> tuple[str, ...]:
     """What set-up itself may make in the upper directory: no change of the payload's."""
     found = {"/dev", "/proc", "/tmp"}
-    for dst in (*(mount.dst for mount in build.spec.mounts),
+    for dst in (build.spec.image_cwd, *(mount.dst for mount in build.spec.mounts),
                 *(file.at for file in build.spec.net_files)):  # fmt: skip
         parts = dst.split("/")
         found.update("/".join(parts[:i]) for i in range(2, len(parts) + 1))
@@ -107,11 +109,16 @@ def _mount_points(build: Build) -> tuple[str, ...]:
 
 
 def _xattrs(build: Build, parts: Layers) -> tuple[tuple[str, str], ...]:
-    """Where the overlay notes that a directory hides the one below it.
+    """Where the overlay notes that a directory hides the one below it, and reads that.
 
-    ``trusted.*`` is for real root only; but a tmpfs before Linux 6.6 has no ``user.*``. A
-    caller's directory always has ``user.*``: another sandbox may read it, with another map.
+    ``trusted.*`` is for real root only. So whatever stays, a caller's directory, has ``user.*``,
+    for any other sandbox to read, also as a layer below. A tmpfs before Linux 6.6 has none.
     """
-    if build.in_userns or parts.upper is not None:
+    if build.in_userns or parts.upper is not None or build.host.tmpfs_user_xattrs:
         return (("userxattr", "!"),)
+    for layer in build.spec.root.layers:
+        if layer.kept:
+            build.cannot("root", f"what was deleted in {layer.path} would be seen again: above "
+                         "changes that were kept, a tmpfs needs Linux 6.6",
+                         hint='upper=DIRECTORY, or profile="standard"')  # fmt: skip
     return (("index", "off"), ("metacopy", "off"), ("redirect_dir", "off"))

@@ -212,6 +212,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         subids=initial and euid != 0 and _has_subids(euid),
         helpers=bool(helper("newuidmap") and helper("newgidmap")),
         exec_enters_time=_kernel() >= (6, 3),
+        tmpfs_user_xattrs=_kernel() >= (6, 6),
         system=_system(),
         devices=_devices(),
         hard_rlimits=_hard_rlimits(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from nsbox import launcher, probe, rootpath, templates
 from nsbox.compile import compile_pause, compile_spec, wants_template
-from nsbox.errors import SetupError, SpecError, StateError
+from nsbox.errors import CommandNotFound, SetupError, SpecError, StateError
 from nsbox.keywords import spec_of
 from nsbox.process import Injection, Process, dev_null
 from nsbox.slots import JOIN, NOBODY, OWNER, Joined, Slot
@@ -189,15 +189,16 @@ def _check_root(root: Rootfs, error: OSError) -> None:
     """
     if isinstance(error, FileNotFoundError) and not isinstance(error, SetupError):
         raise SpecError("root", f"{error.filename or root.path} does not exist") from error
-    if root.kind != "dir" or getattr(error, "field", "") != "root":
+    if root.kind not in ("dir", "overlay") or getattr(error, "field", "") != "root":
         return
-    try:
-        if not stat.S_ISDIR(os.stat(root.path).st_mode):
-            raise SpecError("root", f"{root.path} is not a directory") from error
-    except (FileNotFoundError, NotADirectoryError):
-        raise SpecError("root", f"{root.path} does not exist") from error
-    except OSError:
-        pass  # there, as far as one can tell
+    for path in filter(None, (*(layer.path for layer in root.layers), root.path)):
+        try:
+            if not stat.S_ISDIR(os.stat(path).st_mode):
+                raise SpecError("root", f"{path} is not a directory") from error
+        except (FileNotFoundError, NotADirectoryError):
+            raise SpecError("root", f"{path} does not exist") from error
+        except OSError:
+            pass  # there, as far as one can tell
 
 
 def launch(
@@ -277,6 +278,11 @@ def _launch(
         process = spawn(plan, descriptors, parent=parent, inject=inject, lease=lease)
         process.cpu_limit, process.join_map = spec.limits.cpu_time, join_map
         return process
+    except CommandNotFound as e:
+        from nsbox import programs
+
+        programs.explain(e, spec, plan)
+        raise
     except OSError as e:
         _check_root(spec.root, e)
         raise

@@ -146,15 +146,33 @@ def _add_tmp(build: Build, make: bool, tmp: Slot | None) -> None:
     build.enforcement["disk"] = f"tmpfs size={size}"
     if build.spec.limits.inodes is not None:
         build.enforcement["inodes"] = f"tmpfs nr_inodes={inodes}"
-    if build.spec.root.kind == "overlay" and build.spec.root.path and _limited(build):
-        build.cannot(f"limits.{_limited(build)[0]}",
-                     "nsbox cannot bound upper=, a directory of the caller's")  # fmt: skip
-    elif _limited(build):
-        build.add(HandRoom(TMP, _limited(build), f"limits.{_limited(build)[0]}"))
+    if _limited(build):
+        _keep_limits(build, _limited(build))
+
+
+def _keep_limits(build: Build, names: tuple[str, ...]) -> None:
+    """What else is writable has to be in the same tmpfs, or has no bound."""
+    root = build.spec.root
+    unbounded, hint = "", ""
+    if root.kind == "overlay" and root.path:
+        unbounded = "upper="
+    elif root.kind == "dir" and not root.ro:
+        unbounded, hint = (
+            "root=",
+            "Rootfs.overlay(DIRECTORY), whose changes are bounded, or ro=True",
+        )
+    if not unbounded:
+        build.add(HandRoom(TMP, names, f"limits.{names[0]}"))
+        return
+    for name in names:
+        build.cannot(f"limits.{name}", f"nsbox cannot bound {unbounded}, a directory of the "
+                     "caller's that is written to", hint=hint)  # fmt: skip
 
 
 def _add_files(build: Build) -> None:
     owner = (build.uid, build.gid) if (build.uid, build.gid) != _setup_ids(build) else None
+    if build.spec.image_cwd.startswith(f"{TMP}/"):  # which hides that of the image
+        build.add(MakeDirs(build.spec.image_cwd, 0o755, "root", owner))
     for name, content, mode in build.spec.files:
         parent, _, _ = name.rpartition("/")
         if parent:

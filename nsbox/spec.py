@@ -92,7 +92,8 @@ class Limits:
         output: bytes of each captured stream; then ``Reason.OUTPUT_LIMIT``. None: as much as
             comes.
         disk: bytes of the writable tmpfs at /tmp, which has the changes of an overlay, too;
-            /dev/shm may have as many. What ``mounts=`` shows is not counted.
+            /dev/shm may have as many. What ``mounts=`` shows is not counted. With a root that is
+            a writable directory of the caller's it is ``Unavailable``.
         inodes: files and directories in it.
         nofile: open descriptors of each process (RLIMIT_NOFILE).
         oom_group: an OOM kill ends the whole sandbox, not one of its processes
@@ -267,7 +268,10 @@ class Mount:
 @hashed_once
 @dataclass(frozen=True)
 class Rootfs:
-    """What the sandbox sees as ``/``; made by the class methods."""
+    """What the sandbox sees as ``/``; made by the class methods.
+
+    *image* says that it was unpacked, *kept* that it has the changes of an overlay.
+    """
 
     kind: str = "host"
     path: str = ""
@@ -278,6 +282,7 @@ class Rootfs:
     inodes: int | None = None
     image: bool = False
     ref: str = ""
+    kept: bool = False
 
     @classmethod
     def host(cls) -> Rootfs:
@@ -310,8 +315,8 @@ class Rootfs:
         It is unpacked once, into a cache by its digest; put it below ``Rootfs.overlay`` to
         write. Owners are the archive's for root, below 65536; set-id bits are dropped. Refused
         with SpecError, which names the entry: absolute names, ``..``, links out of it, devices
-        and pipes, names of more than 200 levels, more than 16 GiB, or 1,000,000 entries and
-        directories that none is of.
+        and pipes (below ``dev/`` they are left out), names of more than 200 levels, more than
+        16 GiB, or 1,000,000 entries and directories that none is of.
         """
         return cls("tar", host_path(path, "root"))
 
@@ -324,7 +329,8 @@ class Rootfs:
         Entrypoint and Cmd.
 
         Args:
-            ref: which one, where the layout has several: org.opencontainers.image.ref.name.
+            ref: which one, where the layout has several: org.opencontainers.image.ref.name, or
+                the digest of its manifest, ``"sha256:…"``.
         """
         return cls("oci", host_path(path, "root"), ref=text(ref, "ref"))
 
@@ -422,11 +428,15 @@ class NetFile(NamedTuple):
 @hashed_once
 @dataclass(frozen=True)
 class Spec:
-    """One sandbox: every keyword of ``run()`` that says how it is made, checked."""
+    """One sandbox: every keyword of ``run()`` that says how it is made, checked.
+
+    *image_cwd* is the WorkingDir of an image, where the caller says no *cwd*.
+    """
 
     args: tuple[str, ...]
     root: Rootfs = Rootfs()
     cwd: str | None = None
+    image_cwd: str = ""
     env: tuple[tuple[str, str], ...] | None = None
     uid: int | None = None
     gid: int | None = None

@@ -178,7 +178,9 @@ REFUSED: list[tuple[str, list[tuple[tarfile.TarInfo, bytes]], str]] = [
     ("a hard link above", [link("x", "../../etc/passwd", hard=True)], r"\.\."),
     ("a hard link to a link", [link("l", "/etc/passwd"), link("x", "l", hard=True)], "no file"),
     ("a hard link to nothing", [link("x", "nowhere", hard=True)], "No such file"),
-    ("a device", [info("dev/mem", type=tarfile.CHRTYPE, devmajor=1, devminor=1)], "neither"),
+    ("a device", [info("mem", type=tarfile.CHRTYPE, devmajor=1, devminor=1)], "tar --exclude"),
+    ("a device not in dev", [info("devs/x", type=tarfile.BLKTYPE)], "neither"),
+    ("another type in dev", [info("dev/x", type=b"D")], "neither"),
     ("a block device", [info("sda", type=tarfile.BLKTYPE)], "neither"),
     ("a pipe", [info("p", type=tarfile.FIFOTYPE)], "neither"),
     ("another type", [info("p", type=b"D")], "neither"),
@@ -200,6 +202,22 @@ def test_it_is_refused_for(
         kit.run("true", root=Rootfs.tar(path))
     assert caught.value.field == "root"
     assert [p.suffix for p in cache.iterdir()] == [".lock"], "nothing of it is left"
+
+
+@pytest.mark.parametrize("kind", ["tar", "oci"])
+def test_devices_and_pipes_below_dev_are_left_out(
+    tmp_path: Path, cache: Path, layout: Layout, kind: str
+) -> None:
+    """As ``tar -c /`` and old images have them; a sandbox's /dev hides that of its root."""
+    nodes = [info("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+             info("./dev/deep/sda", type=tarfile.BLKTYPE),
+             info("dev/initctl", type=tarfile.FIFOTYPE), info("dev/file", b"x"),
+             directory("dev")]  # fmt: skip
+    root = Rootfs.tar(write(tmp_path / "r.tar", *busybox(), *nodes))
+    if kind == "oci":
+        root = Rootfs.oci(layout.image(packed(*busybox()), packed(*nodes)))
+    kit.out(kit.sh("test -c /dev/null", root=root))
+    assert sorted(os.listdir(tree(cache) / "dev")) == ["file"]
 
 
 def test_links_in_it_lead_within_it(tmp_path: Path, cache: Path) -> None:
@@ -467,6 +485,50 @@ def test_what_the_image_says_holds_where_the_caller_says_nothing(layout: Layout)
     assert container.logs().splitlines() == ["hello /data", "/data", "1234", "77"]
 
 
+def _at_home(layout: Layout, where: str) -> Rootfs:
+    return Rootfs.oci(layout.image(packed(*busybox(), *PASSWD), config={"WorkingDir": where}))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("where", ["/var/www", "/data/in/it", "/", "/tmp/deep/in"])
+def test_a_working_directory_that_is_not_in_the_image_is_made_above_it(
+    layout: Layout, cache: Path, where: str
+) -> None:
+    root = Rootfs.overlay(_at_home(layout, where))
+    if kit.ROOT and not kit.maps_ids(layout.where):
+        pytest.skip("this file system cannot be id-mapped")
+    done = kit.run("pwd", root=root)
+    assert (kit.out(done), done.changes) == (where, ())
+    done = kit.sh("touch new; pwd", root=root, user=0)
+    assert kit.out(done) == where
+    inside = [] if where.startswith("/tmp") else [("added", f"{where.rstrip('/')}/new")]
+    assert list(done.changes) == inside
+    assert not (tree(cache) / "var").exists(), "nothing is made in the image"
+
+
+def test_a_mount_over_the_working_directory_is_not_written_to(
+    layout: Layout, tmp_path: Path
+) -> None:
+    outside = kit.open_directory(tmp_path / "outside")
+    root = Rootfs.overlay(_at_home(layout, "/var/www"))
+    if kit.ROOT and not kit.maps_ids(layout.where):
+        pytest.skip("this file system cannot be id-mapped")
+    with pytest.raises(nsbox.SetupError, match="hidden by a mount"):
+        kit.run("pwd", root=root, mounts=[Mount.bind(outside, "/var", ro=False)])
+    assert list(outside.iterdir()) == []
+
+
+def test_a_read_only_image_without_its_working_directory_says_whose_it_is(layout: Layout) -> None:
+    root = _at_home(layout, "/var/www")
+    with pytest.raises(nsbox.SetupError, match=r"image's WorkingDir.*overlay") as caught:
+        kit.run("pwd", root=root)
+    assert caught.value.field == "root"
+    with pytest.raises(nsbox.SetupError, match="does not exist in the sandbox") as caught:
+        kit.run("pwd", root=root, cwd="/var/lib")
+    assert caught.value.field == "cwd"
+    assert kit.out(kit.run("pwd", root=root, cwd="/data")) == "/data"
+
+
 @pytest.mark.parametrize(
     ("user", "ids"), [("7", "7 7"), ("7:9", "7 9"), ("1234", "1234 55"), ("app", "1234 55"),
                       ("0", "0 0"), ("app:5", "1234 5"), ("", "1000 1000")],
@@ -523,6 +585,60 @@ def test_the_image_for_this_machine_is_taken_and_one_of_several_named(layout: La
     for name in ("", "three"):
         with pytest.raises(nsbox.SpecError, match="many, one"):
             kit.run("true", root=Rootfs.oci(where, name))
+
+
+def _of(layout: Layout, word: str, name: str = "", **where: str) -> dict[str, Any]:
+    """An image whose /m has the *word*, with its name and platform as an index has them."""
+    made = layout.manifest([packed(*busybox(), info("m", word.encode()))])
+    platform = {"os": "linux", "architecture": ARCHITECTURE, **where}
+    notes = {"annotations": {"org.opencontainers.image.ref.name": name}} if name else {}
+    return {**made, "platform": platform, **notes}
+
+
+def _word(where: Path, ref: str = "") -> str:
+    return kit.out(kit.run("/bin/cat", "/m", root=Rootfs.oci(where, ref)))
+
+
+def test_a_ref_that_no_image_has_is_said_with_those_that_there_are(layout: Layout) -> None:
+    names = [f"app:{n:02}" for n in range(30)]
+    where = layout.index(*(_of(layout, "x", name) for name in names))
+    with pytest.raises(nsbox.SpecError, match="no image has the ref 'app:30'; it has app:00") as e:
+        kit.run("true", root=Rootfs.oci(where, "app:30"))
+    assert str(e.value).endswith(" and 10 more")
+    where = layout.index(_of(layout, "x", "far", architecture="s390x"))
+    with pytest.raises(nsbox.SpecError, match=r"no image for linux/.*far \(linux/s390x\)"):
+        kit.run("true", root=Rootfs.oci(where))
+
+
+def test_images_without_names_are_told_apart_by_digest(layout: Layout) -> None:
+    one, two = _of(layout, "one"), _of(layout, "two")
+    deep = layout.json({"manifests": [one, two]}, INDEX)
+    for where in (layout.index(one, two), layout.index(deep)):
+        with pytest.raises(nsbox.SpecError, match="2 images for") as caught:
+            kit.run("true", root=Rootfs.oci(where))
+        for image, word in ((one, "one"), (two, "two")):
+            assert image["digest"] in str(caught.value)
+            assert _word(where, image["digest"]) == word
+    for ref in (f"sha256:{'0' * 64}", "sha256:../../index.json"):
+        with pytest.raises(nsbox.SpecError, match="no image has the ref 'sha256:"):
+            kit.run("true", root=Rootfs.oci(where, ref))
+    config = json.loads((where / "blobs/sha256" / one["digest"][7:]).read_text())["config"]
+    with pytest.raises(nsbox.SpecError):  # a blob, but no image
+        kit.run("true", root=Rootfs.oci(where, config["digest"]))
+
+
+def test_of_variants_the_plain_one_is_taken(layout: Layout) -> None:
+    least = {"amd64": "v1", "arm64": "v8"}.get(ARCHITECTURE, "")
+    for plain in ({}, {"variant": least}):
+        images = [_of(layout, "more", variant="v9"), _of(layout, "plain", **plain)]
+        assert _word(layout.index(*images)) == "plain"
+    assert _word(layout.index(_of(layout, "only", variant="v9"))) == "only"
+    named = layout.index(_of(layout, "a", "a"), _of(layout, "b", "b", variant="v9"))
+    with pytest.raises(nsbox.SpecError, match="2 images"):
+        kit.run("true", root=Rootfs.oci(named))
+    alike = _of(layout, "1", "a"), _of(layout, "2", "a")
+    with pytest.raises(nsbox.SpecError, match=f"2 images .*{alike[1]['digest']}"):
+        kit.run("true", root=Rootfs.oci(layout.index(*alike), "a"))
 
 
 DAMAGE = ["index", "no index", "manifest", "config", "layer", "layer's content", "size", "digest",

@@ -15,6 +15,7 @@ from support import poll_until
 import nsbox
 from nsbox import Limits, Mount, Rootfs
 from nsbox.changes import Change, empty
+from nsbox.images import resolve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +262,36 @@ def test_what_one_map_of_ids_wrote_another_reads(box: Path, upper: Path) -> None
             assert done.stdout == "new\n0\n", "the same owner, and the directory is still opaque"
 
 
+@pytest.mark.root
+@pytest.mark.kernel
+@pytest.mark.parametrize("keywords", MODES)
+def test_what_was_deleted_in_a_layer_that_was_kept_stays_deleted(
+    box: Path, upper: Path, keywords: dict[str, Any]
+) -> None:
+    """In the profile "none", and without a user namespace, the layer above is real root's."""
+    script = "rm -r /data /bin/wc && mkdir /data"
+    assert kit.sh(script, root=Rootfs.overlay(box, upper), **CAPABLE).ok
+    root = Rootfs.overlay([upper / "upper", box])
+    alone = keywords == ALONE or "namespaces" in keywords
+    if alone and _tmpfs_has_no_user_xattrs():
+        with pytest.raises(nsbox.Unavailable, match=r"upper.*6\.6"):
+            kit.run("true", root=root, **keywords)
+        return
+    done = kit.sh("ls -A /data; test ! -e /bin/wc; echo $?", root=root, **keywords)
+    assert kit.out(done) == "0"
+
+
+def test_a_layer_that_was_kept_is_known_by_its_place_or_by_its_attributes(
+    box: Path, upper: Path
+) -> None:
+    assert kit.sh("echo x > /etc/new", root=Rootfs.overlay(box, upper), **CAPABLE).ok
+    copy = upper.parent / "copy"
+    copy.mkdir()
+    os.setxattr(copy, "user.overlay.impure", b"y")
+    root = resolve(Rootfs.overlay([upper / "upper", copy, upper, box, "/nonexistent"]))
+    assert [layer.kept for layer in root.layers] == [True, True, False, False, False]
+
+
 def test_a_directory_can_be_emptied_again(box: Path, upper: Path) -> None:
     root = Rootfs.overlay(box, upper)
     args = ["/bin/sh", "-c", CHANGE]
@@ -431,9 +462,38 @@ def test_a_directory_that_is_not_there_is_an_error_that_names_root(
 ) -> None:
     gone = tmp_path / "nonexistent"
     root = Rootfs.overlay(gone) if what == "lower" else Rootfs.overlay(box, gone)
-    with pytest.raises((nsbox.SpecError, nsbox.SetupError), match="nonexistent") as caught:
-        kit.run("true", root=root)
-    assert caught.value.field == "root"
+    for keywords in ({}, CAPABLE, ALONE):
+        with pytest.raises(nsbox.SpecError, match="nonexistent does not exist") as caught:
+            kit.run("true", root=root, **keywords)
+        assert caught.value.field == "root"
+
+
+@pytest.mark.parametrize("how", ["same", "a link", "inside", "of the same changes", "their work"])
+def test_an_upper_directory_in_a_layer_is_refused(tmp_path: Path, box: Path, how: str) -> None:
+    """The kernel would take it, and show it in itself."""
+    (tmp_path / "link").symlink_to(box)
+    lower, upper = {
+        "same": (box, box),
+        "a link": (tmp_path / "link", box / "data"),
+        "inside": (box, box / "data"),
+        "of the same changes": (tmp_path / "kept/upper", tmp_path / "kept"),
+        "their work": (tmp_path / "kept/work/deep", tmp_path / "kept"),
+    }[how]
+    before = listing(box)
+    with pytest.raises(nsbox.SpecError, match="beside it") as caught:
+        kit.run("true", root=Rootfs.overlay(["/usr", lower], upper))
+    assert caught.value.field == "upper"
+    assert listing(box) == before
+    assert resolve(Rootfs.overlay("/", tmp_path)).path == str(tmp_path), "nothing is beside that"
+
+
+@pytest.mark.kernel
+def test_an_upper_directory_may_have_the_layer_beside_its_changes(box: Path, upper: Path) -> None:
+    (below := upper / "lower").mkdir(mode=0o755)
+    kit.busybox_root(below)
+    done = kit.sh("echo x > /etc/new; ls /", root=Rootfs.overlay(below, upper), **CAPABLE)
+    assert "upper" not in kit.out(done)
+    assert done.changes == (Change("added", "/etc/new"),)
 
 
 def test_an_overlay_needs_a_mount_namespace(box: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -113,10 +114,54 @@ def test_a_missing_program_is_command_not_found(init: bool) -> None:
 
 @userns
 def test_a_missing_interpreter_of_a_script_is_command_not_found(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "run").write_text("#! \t/no/such/interpreter\t-x\n")
     (tmp_path / "run").chmod(0o755)
-    with pytest.raises(nsbox.CommandNotFound):
+    with pytest.raises(nsbox.CommandNotFound, match=r"run' is in the .*'/no/such/interpreter'"):
         nsbox.run(["./run"], files={"run": tmp_path / "run"})
+    with pytest.raises(nsbox.CommandNotFound, match=r"'\./walk' was not found in the sandbox$"):
+        nsbox.run(["./walk"], files={"run": tmp_path / "run"})
+
+
+def _roots_with_programs(where: Path) -> list[Any]:
+    """Of each kind, with programs whose interpreters are not there."""
+    where.chmod(0o755)
+    root = kit.busybox_root(where / "root")
+    (root / "bin/script").write_text("#!/bin/bash\r\n")
+    loader = b"/lib/ld-none.so\0"
+    header = bytearray(Path("/bin/busybox").read_bytes()[:64])
+    header[16:18] = (2).to_bytes(2, "little")  # ET_EXEC
+    header[32:40] = (64).to_bytes(8, "little")  # one program header, behind it
+    header[54:58] = struct.pack("<HH", 56, 1)
+    interp = struct.pack("<IIQQQQQQ", 3, 4, 120, 120, 120, len(loader), len(loader), 1)
+    (root / "bin/binary").write_bytes(bytes(header) + interp + loader + bytes(512))
+    for name in ("script", "binary"):
+        (root / "bin" / name).chmod(0o755)
+    (root / "sbin").symlink_to("/bin")
+    found = [Rootfs.dir(root), Rootfs.dir(root, ro=False), Rootfs.overlay(root)]
+    return found if not kit.ROOT or kit.maps_ids(root) else found[:2]
+
+
+@userns
+def test_a_program_without_its_interpreter_is_told_from_one_that_is_not_there(
+    tmp_path: Path,
+) -> None:
+    for root in _roots_with_programs(tmp_path):
+        for program, why in (
+            ("script", r"'/bin/script' is in the sandbox, but .*#! line, '/bin/bash\\r'"),
+            ("/sbin/binary", r"'/sbin/binary' is in the sandbox, but its loader"),
+            ("/bin/none", r"'/bin/none' was not found in the sandbox$"),
+            ("none", r"'none' was not found in the sandbox$"),
+        ):
+            with pytest.raises(nsbox.CommandNotFound, match=why):
+                nsbox.run([program], root=root, env={"PATH": "/bin:/none"})
+
+
+@userns
+def test_what_mounts_may_hide_is_said_to_be_possible_only(tmp_path: Path) -> None:
+    root = _roots_with_programs(tmp_path)[0]
+    for program in ("/bin/script", "/bin/none"):
+        with pytest.raises(nsbox.CommandNotFound, match="was not found in the sandbox, or it is"):
+            nsbox.run([program], root=root, mounts=[Mount.tmpfs("/data")])
 
 
 @userns

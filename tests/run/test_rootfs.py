@@ -224,6 +224,19 @@ def test_inode_limit_is_a_full_disk_at_that_number() -> None:
     assert done.enforcement["inodes"] == "tmpfs nr_inodes=32"
 
 
+@pytest.mark.parametrize("limits", [{"disk": "1MiB"}, {"inodes": 100}], ids=["disk", "inodes"])
+def test_a_directory_that_is_written_to_has_no_limit_and_that_is_an_error(
+    tmp_path: Path, limits: dict[str, Any]
+) -> None:
+    root = Rootfs.dir(kit.busybox_root(tmp_path / "root"), ro=False)
+    ((name, _),) = limits.items()
+    with pytest.raises(nsbox.Unavailable, match=r"root=.*Rootfs\.overlay") as caught:
+        kit.run("true", root=root, limits=Limits(**limits))
+    assert caught.value.feature == f"limits.{name}"
+    done = kit.run("true", root=root, limits=Limits(**limits), best_effort=True)
+    assert done.enforcement[name].startswith("missing")
+
+
 # -- Rootfs.dir() -------------------------------------------------------------------------------
 
 

@@ -362,6 +362,22 @@ def test_what_is_opened_later_is_of_the_staging_directory_of_an_overlay(plan: Pl
     assert _where(plan, Opcode.ROOT_OVERLAY) == [] or plan.flags & PlanFlag.FORK
 
 
+@pytest.mark.parametrize("new", [True, False], ids=["Linux 6.6", "before"])
+def test_an_overlay_reads_what_was_kept_or_says_that_it_cannot(new: bool) -> None:
+    """Real root's overlay in a tmpfs: user.* where that has them, as in all that is kept."""
+    host = dataclasses.replace(HOSTS["root, v2"], tmpfs_user_xattrs=new)
+    kept = dataclasses.replace(Rootfs.dir("/k/upper"), kept=True)
+    keywords: dict[str, Any] = {"root": Rootfs.overlay([kept, "/b"]), "profile": "none"}
+    if not new:
+        with pytest.raises(Unavailable, match=r"/k/upper.*Linux 6\.6.*upper="):
+            plan_of(host, **keywords)
+        plan = plan_of(host, **keywords, best_effort=True)
+        assert dict(plan.enforcement)["root"].startswith("missing")
+        keywords["root"] = Rootfs.overlay(["/a", "/b"])
+    overlay = next(s for s in plan_of(host, **keywords).steps if s.name == "overlay")
+    assert ("userxattr" in overlay.describe()) is new
+
+
 @every_plan
 def test_the_staging_directory_of_an_overlay_goes_with_the_old_root(plan: Plan) -> None:
     between = [plan.steps[i].n for i in _where(plan, Opcode.PIVOT)  # type: ignore[union-attr]

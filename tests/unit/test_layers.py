@@ -41,7 +41,7 @@ FLOORS: dict[int, str] = {
     4: "facts blame usage cgroupfs hierarchy netprio registry launcher probe interrupts syscalls "
     "pins processes thaw debug kept mountapi rtnl later nft conntrack shaping changes copying "
     "archive oci images lent shared routes subnets addresses forwarding hostsfile rootpath "
-    "identity",
+    "identity programs",
     5: "nslist oom freezer cgroup_v1 cgroup_v2 cgroup_limits cgroup_child cgroup delegate process "
     "spawn templates idmapped watch cputime ring logs lifecycle result streams sandbox converse "
     "command popen namespace enter ports terminal sandboxes elsewhere "
