@@ -428,6 +428,8 @@ class Pod(Plugged):
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
+        if self._held is not None and not self._held.mine():
+            return  # a forked child leaves the block that its parent is in
         with self._stop_lock:
             if not self._closed or self._pause is not None:
                 self.stop(grace=0)
@@ -477,7 +479,14 @@ class Pod(Plugged):
         """The process that holds what the pod shares."""
         return self._pause.pid if self._pause is not None else None
 
+    def _check_mine(self) -> None:
+        """Raises StateError in a forked child of the process that started it: the supervisor is
+        not there, and nothing that it is told of ever comes."""
+        if self._held is not None:
+            self._held.check_mine()
+
     def status(self) -> PodStatus:
+        self._check_mine()
         with self._condition:
             return PodStatus(
                 self._phase,
@@ -487,7 +496,15 @@ class Pod(Plugged):
             )
 
     def wait(self, timeout: float | None = None) -> str:
-        """Waits until no container runs or will run again; returns the phase. TimeoutError."""
+        """Waits until no container runs or will run again; returns the phase.
+
+        Raises:
+            StateError: it was never started.
+            TimeoutError: it goes on after *timeout* seconds.
+        """
+        if not self._started and not self._closed:
+            raise StateError(f"pod {self.name!r} is {self._phase}: it has not been started",
+                             status=self._phase)  # fmt: skip
         self._wait_for(
             lambda: self._closed,
             timeout,
@@ -496,6 +513,7 @@ class Pod(Plugged):
         return self._phase
 
     def _wait_for(self, predicate: Callable[[], bool], timeout: float | None, what: str) -> None:
+        self._check_mine()
         with self._condition:
             if not self._condition.wait_for(predicate, timeout):
                 raise TimeoutError(f"waited {timeout:g} s for {what}")

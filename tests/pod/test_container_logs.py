@@ -6,16 +6,12 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from pod.kit import wait_log
+from pod.kit import in_a_forked_child, wait_log
 from support import poll_until, scaled
 
 import nsbox
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = pytest.mark.userns
 
@@ -118,22 +114,6 @@ def test_one_that_cannot_be_started_has_nothing_to_follow() -> None:
         container.start()
     assert list(container.follow(timeout=scaled(5))) == []
     assert container._log._ring is None
-
-
-def in_a_forked_child(say: Callable[[], str]) -> str:
-    """What *say* returns there; the child ends without a word to anybody."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write, say().encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read) as file:
-        said = file.read()
-    os.waitpid(child, 0)
-    return said
 
 
 @pytest.mark.kernel
