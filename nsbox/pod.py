@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import lifecycle, nslist, probe, watch
-from nsbox.checks import flag
+from nsbox.checks import elements, flag
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
@@ -22,7 +22,16 @@ from nsbox.forgotten import forgotten
 from nsbox.keywords import make_spec
 from nsbox.plugged import Plugged, shared
 from nsbox.podcontainer import PodContainer, terminated
-from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
+from nsbox.podspec import (
+    POLICIES,
+    Backoff,
+    ContainerSpec,
+    Event,
+    MonotonicClock,
+    PodStatus,
+    State,
+    is_dns_label,
+)
 from nsbox.ports import explain_conflict
 from nsbox.profile import PROFILES
 from nsbox.sandbox import check_spec, launch_pause
@@ -32,7 +41,7 @@ from nsbox.spec import NetLabel, Spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nsbox.podspec import Clock, ContainerSpec
+    from nsbox.podspec import Clock
     from nsbox.process import Process
 
 
@@ -83,6 +92,8 @@ class Pod(Plugged):
         clock: Clock | None = None,
     ) -> None:
         self.name = name
+        containers = _container_specs(containers, "containers")
+        init_containers = _container_specs(init_containers, "init_containers")
         self._check(name, containers, init_containers, primary, restart_policy)
         self.share_process_namespace = flag(share_process_namespace, "share_process_namespace")
         if volumes:
@@ -97,6 +108,8 @@ class Pod(Plugged):
         self._held: Process | None = None
         self._owns_net = own.net == "none" or own.attached
         self.primary = primary
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise SpecError("backoff", f"{backoff!r}: use Backoff(initial=10, max=300)")
         self.backoff = backoff or Backoff()
         self.clock = clock or MonotonicClock()
         self.events: list[Event] = []
@@ -532,6 +545,16 @@ class Pod(Plugged):
 
     def __repr__(self) -> str:
         return f"<nsbox.Pod {self.name!r} {self._phase}>"
+
+
+def _container_specs(several: Any, where: str) -> tuple[ContainerSpec, ...]:
+    if isinstance(several, ContainerSpec):
+        raise SpecError(where, "must be a list of ContainerSpec, not one alone")
+    found = elements(several, where)
+    for i, one in enumerate(found):
+        if not isinstance(one, ContainerSpec):
+            raise SpecError(f"{where}[{i}]", f"{one!r} is not a ContainerSpec")
+    return found
 
 
 def _names(spec: Spec, policy: str, aliases: Any) -> dict[str, Any]:
