@@ -566,6 +566,7 @@ class Container(Contents, Control, Plugged):
             stderr=None,
             reason=reason,
             usage=usage_of(process, ended),
+            truncated=any(sink.truncated for sink in self._sinks),
             limits_hit=hit,
             enforcement={**dict(process.plan.enforcement), **self._updated},
             applied=dict(process.plan.applied),
