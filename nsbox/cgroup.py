@@ -18,6 +18,7 @@ from nsbox import (
     hierarchy,
     interrupts,
     launcher,
+    units,
 )
 from nsbox import limits as limit_files
 from nsbox.errors import SpecError, StateError, Unavailable
@@ -86,7 +87,7 @@ class Cgroup:
             Unavailable: no cgroup can be made here, or not with such a limit.
             SetupError: the kernel refused a limit; nothing is left.
         """
-        limits = limits or Limits()
+        limits = Limits() if limits is None else limits
         if name is not None:
             _check_name(name)
         if parent is not None and not isinstance(parent, Cgroup):
@@ -295,6 +296,7 @@ class Cgroup:
                 a disk; all go on.
         """
         self._check_open()
+        units.seconds(timeout, "timeout", zero=True)
         with interrupts.Held():
             if not freezer.directory(self._directories, self.version):
                 self._add_freezer()

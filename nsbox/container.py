@@ -22,6 +22,7 @@ from nsbox import (
     probe,
     processes,
     sandboxes,
+    units,
     watch,
 )
 from nsbox.checks import listed_name, name_of
@@ -322,6 +323,8 @@ class Container(Contents, Control, Plugged):
             StateError: never started, or lost with the launcher.
         """
         self._allow("wait")
+        if timeout is not None:
+            units.seconds(timeout, "timeout", zero=True)
         self._await_end(timeout)
         if self._status == "running":
             raise TimeoutExpired(self.spec.args, timeout or 0.0)
@@ -340,6 +343,7 @@ class Container(Contents, Control, Plugged):
             StateError: a process in it sleeps in the kernel and cannot be killed now: it still
                 runs, and can be stopped or closed again.
         """
+        units.seconds(grace, "grace", zero=True)
         if self._status == "created":
             self._allow("stop")
         process = self._process

@@ -13,7 +13,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import lifecycle, nslist, probe, watch
+from nsbox import lifecycle, nslist, probe, units, watch
 from nsbox.checks import elements, flag
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
@@ -383,6 +383,7 @@ class Pod(Plugged):
     def stop(self, grace: float = 30.0) -> None:
         """Containers first (SIGTERM, and SIGKILL after *grace* seconds), then sidecars in
         reverse order, pause last. Wins over restarts. Idempotent."""
+        units.seconds(grace, "grace", zero=True)
         with self._stop_lock:  # who comes second waits for the first to be done
             self._stop(grace)
 
@@ -526,6 +527,8 @@ class Pod(Plugged):
         return self._phase
 
     def _wait_for(self, predicate: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if timeout is not None:
+            units.seconds(timeout, "timeout", zero=True)
         self._check_mine()
         with self._condition:
             if not self._condition.wait_for(predicate, timeout):

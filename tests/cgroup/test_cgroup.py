@@ -63,6 +63,18 @@ def test_limits_that_are_not_a_cgroup_s_are_refused(limits: Limits) -> None:
         Cgroup.create(limits=limits)
 
 
+@pytest.mark.parametrize("limits", [{}, 0, {"pids": 3}, "pids"], ids=repr)
+def test_what_is_no_limits_is_refused(limits: Any) -> None:
+    with pytest.raises(nsbox.SpecError, match="is not a Limits") as caught:
+        Cgroup.create(limits=limits)
+    assert caught.value.field == "limits"
+
+
+def test_a_freeze_has_a_timeout_in_seconds(group: Cgroup) -> None:
+    with pytest.raises(nsbox.SpecError, match="timeout"):
+        group.freeze(timeout="1")  # type: ignore[arg-type]
+
+
 def test_a_closed_one_refuses(group: Cgroup) -> None:
     group.close()
     for verb in (group.stats, group.events, group.freeze, lambda: group.add(1)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -60,6 +61,29 @@ def test_stopping_a_stopped_container_returns_the_recorded_code() -> None:
         assert container.wait(scaled(5)) == 4
         assert [container.stop(), container.stop(), container.wait()] == [4, 4, 4]
         container.kill()
+
+
+NO_SECONDS = pytest.mark.parametrize("value", ["1", -1, True, float("nan")], ids=repr)
+
+
+@NO_SECONDS
+def test_seconds_are_a_number_that_is_not_negative(value: Any) -> None:
+    with nsbox.Container(["sleep", "1000"]) as container:
+        for call, field in ((container.wait, "timeout"), (container.stop, "grace")):
+            with pytest.raises(nsbox.SpecError) as caught:
+                call(value)
+            assert caught.value.field == field
+        assert container.status() == "running"
+
+
+@NO_SECONDS
+def test_seconds_of_a_pod_are_too(value: Any) -> None:
+    with nsbox.Pod("web", [nsbox.ContainerSpec("a", ["sleep", "1000"])]) as pod:
+        for call, field in ((pod.wait, "timeout"), (pod.stop, "grace")):
+            with pytest.raises(nsbox.SpecError) as caught:
+                call(value)
+            assert caught.value.field == field
+        assert pod.phase == "Running"
 
 
 def test_close_is_idempotent_and_ends_it() -> None:
