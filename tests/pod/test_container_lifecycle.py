@@ -100,8 +100,10 @@ def test_closing_what_never_ran_makes_it_unstartable() -> None:
     container.close()
     with pytest.raises(nsbox.StateError):
         container.start()
-    with pytest.raises(nsbox.StateError, match="never ran"):
-        container.wait()
+    for verb in (container.wait, container.result):
+        with pytest.raises(nsbox.StateError, match="never ran: it was closed before") as caught:
+            verb()
+        assert caught.value.status == container.status() == "stopped"
     assert container.stop() is None
 
 
@@ -124,6 +126,11 @@ def test_a_container_that_could_not_start_is_stopped() -> None:
     with pytest.raises(nsbox.CommandNotFound):
         container.start()
     assert (container.status(), container.pid, container.nspid) == ("stopped", None, None)
+    for verb in (container.wait, container.result):
+        with pytest.raises(nsbox.StateError, match="never ran: it could not be st") as caught:
+            verb()
+        assert "'/no/such/program' was not found in the sandbox" in str(caught.value)
+        assert caught.value.status == "stopped"
     with pytest.raises(nsbox.StateError):
         container.start()
     container.close()
