@@ -21,6 +21,7 @@ from nsbox import (
     units,
 )
 from nsbox import limits as limit_files
+from nsbox.checks import text
 from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.forgotten import forgotten
 from nsbox.hierarchy import Parents, parents
@@ -74,7 +75,7 @@ class Cgroup:
     def create(
         cls,
         name: str | None = None,
-        parent: Cgroup | str | os.PathLike[str] | None = None,
+        parent: Cgroup | str | bytes | os.PathLike[str] | None = None,
         limits: Limits | None = None,
     ) -> Cgroup:
         """Make one, below the caller's own cgroup or below *parent*, with *limits*.
@@ -163,7 +164,7 @@ class Cgroup:
         return self
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Cgroup:
+    def open(cls, path: str | bytes | os.PathLike[str]) -> Cgroup:
         """One that exists, and stays when it is closed.
 
         *path* is a directory of a mounted hierarchy, or a name as in /proc/PID/cgroup
@@ -172,9 +173,10 @@ class Cgroup:
         Raises:
             SpecError: there is no such cgroup.
         """
-        version, directories = hierarchy.find(os.fspath(path))
+        where = text(path, "path")
+        version, directories = hierarchy.find(where)
         if not directories:
-            raise SpecError("path", f"{os.fspath(path)!r} is not a cgroup")
+            raise SpecError("path", f"{where!r} is not a cgroup")
         self = cls(version, directories, owned=False)
         self._public = True
         return self

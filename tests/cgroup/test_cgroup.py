@@ -110,6 +110,7 @@ def test_it_is_dropped_with_a_warning_and_closed() -> None:
 
 
 def test_one_that_was_opened_stays(group: Cgroup) -> None:
+    assert Cgroup.open(os.fsencode(group.path)).path == group.path
     with Cgroup.open(group.path) as found:
         assert found.version == group.version
         assert found.path == group.path
@@ -132,8 +133,11 @@ def test_a_name_as_proc_has_it_is_found_in_every_hierarchy(group: Cgroup) -> Non
 
 def test_opening_what_is_not_there_is_a_spec_error(tmp_path: Path) -> None:
     for path in ("/nsbox-no-such-cgroup", str(tmp_path)):
-        with pytest.raises(nsbox.SpecError, match="not a cgroup"):
-            Cgroup.open(path)
+        for one in (path, path.encode()):
+            with pytest.raises(nsbox.SpecError, match="not a cgroup"):
+                Cgroup.open(one)
+    with pytest.raises(nsbox.SpecError, match="not a string"):
+        Cgroup.open(3)  # type: ignore[arg-type]
 
 
 def test_one_in_another(group: Cgroup) -> None:
