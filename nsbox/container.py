@@ -551,6 +551,8 @@ class Container(Contents, Control, Plugged):
 
         What they say of themselves, names and arguments, is theirs to choose.
         """
+        if self._process is not None:
+            self._process.check_mine()
         pid = self.pid
         if pid is None:
             return []

@@ -310,6 +310,7 @@ class Namespace:
 
         Raises:
             SetupError: the caller may not enter it.
+            StateError: it is closed, or was created by the parent of this process.
             TimeoutExpired, CommandError: as for ``nsbox.run``.
         """
         spec, start = self._entrance(args)
@@ -364,6 +365,8 @@ class Namespace:
         return alone(spec.hostname)
 
     def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
+        if self._holder is not None:
+            self._holder.check_mine()
         joined = self.joins()._replace(time=self.fileno())
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=self._user)  # fmt: skip

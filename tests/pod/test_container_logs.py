@@ -143,8 +143,9 @@ def test_a_forked_child_that_left_the_block_took_the_note_and_the_output_along()
 
         def say() -> str:
             container.__exit__(None, None, None)
-            with pytest.raises(nsbox.StateError, match="forked child"):
-                container.status()
+            for verb in (container.status, container.processes):
+                with pytest.raises(nsbox.StateError, match="forked child"):
+                    verb()
             return "left"
 
         assert in_a_forked_child(say) == "left"

@@ -158,7 +158,7 @@ def test_a_forked_child_has_no_say_in_it() -> None:
 
         def say() -> str:
             restarted = functools.partial(pod["a"].wait_restarted, 1)
-            for verb in (pod.wait, pod.status, pod.stop, restarted):
+            for verb in (pod.wait, pod.status, pod.stop, restarted, pod["a"].logs):
                 with pytest.raises(nsbox.StateError, match="forked child"):
                     verb()
             pod.close()
