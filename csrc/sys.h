@@ -168,9 +168,12 @@ static inline ssize_t sys_write(int fd, const void *buf, size_t size)
 	return nsb_sys3(__NR_write, fd, buf, size);
 }
 
+/* EINVAL is what fcntl(2) says when RLIMIT_NOFILE allows no number as high as that. */
 static inline int sys_dup_above(int fd, int least)
 {
-	return (int)nsb_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, least);
+	int high = (int)nsb_sys3(__NR_fcntl, fd, F_DUPFD_CLOEXEC, least);
+
+	return high == -EINVAL ? -EMFILE : high;
 }
 
 static inline int sys_prctl(int option, unsigned long a, unsigned long b)

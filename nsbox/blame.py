@@ -12,13 +12,14 @@ from nsbox.errors import CommandNotFound, SetupError
 if TYPE_CHECKING:
     from nsbox.plan import Plan
 
-_NO_DESCRIPTORS = (
-    "the launcher keeps two or three descriptors for each sandbox: raise the hard "
-    "limit of open files (RLIMIT_NOFILE) before the first one, or end some"
+NO_DESCRIPTORS = (
+    "the launcher keeps two or three descriptors for each sandbox, above the first 256: raise the "
+    "hard limit of open files (RLIMIT_NOFILE) before the first one, or end some"
 )
 _HINTS = {
-    ("recvmsg", errno.EMFILE): _NO_DESCRIPTORS,
-    ("fcntl", errno.EMFILE): _NO_DESCRIPTORS,
+    ("recvmsg", errno.EMFILE): NO_DESCRIPTORS,
+    ("fcntl", errno.EMFILE): NO_DESCRIPTORS,
+    ("unshare", errno.EMFILE): NO_DESCRIPTORS,
     ("clone3", errno.EPERM): "user namespaces may be restricted here "
     "(kernel.apparmor_restrict_unprivileged_userns, a container's seccomp filter, a chroot)",
     ("clone3", errno.ENOSPC): "a limit of /proc/sys/user/max_*_namespaces was reached",

@@ -18,8 +18,10 @@ from nsbox import (
     hierarchy,
     interrupts,
     launcher,
+    units,
 )
 from nsbox import limits as limit_files
+from nsbox.checks import text
 from nsbox.errors import SpecError, StateError, Unavailable
 from nsbox.forgotten import forgotten
 from nsbox.hierarchy import Parents, parents
@@ -73,7 +75,7 @@ class Cgroup:
     def create(
         cls,
         name: str | None = None,
-        parent: Cgroup | str | os.PathLike[str] | None = None,
+        parent: Cgroup | str | bytes | os.PathLike[str] | None = None,
         limits: Limits | None = None,
     ) -> Cgroup:
         """Make one, below the caller's own cgroup or below *parent*, with *limits*.
@@ -86,7 +88,7 @@ class Cgroup:
             Unavailable: no cgroup can be made here, or not with such a limit.
             SetupError: the kernel refused a limit; nothing is left.
         """
-        limits = limits or Limits()
+        limits = Limits() if limits is None else limits
         if name is not None:
             _check_name(name)
         if parent is not None and not isinstance(parent, Cgroup):
@@ -162,7 +164,7 @@ class Cgroup:
         return self
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Cgroup:
+    def open(cls, path: str | bytes | os.PathLike[str]) -> Cgroup:
         """One that exists, and stays when it is closed.
 
         *path* is a directory of a mounted hierarchy, or a name as in /proc/PID/cgroup
@@ -171,9 +173,10 @@ class Cgroup:
         Raises:
             SpecError: there is no such cgroup.
         """
-        version, directories = hierarchy.find(os.fspath(path))
+        where = text(path, "path")
+        version, directories = hierarchy.find(where)
         if not directories:
-            raise SpecError("path", f"{os.fspath(path)!r} is not a cgroup")
+            raise SpecError("path", f"{where!r} is not a cgroup")
         self = cls(version, directories, owned=False)
         self._public = True
         return self
@@ -295,6 +298,7 @@ class Cgroup:
                 a disk; all go on.
         """
         self._check_open()
+        units.seconds(timeout, "timeout", zero=True)
         with interrupts.Held():
             if not freezer.directory(self._directories, self.version):
                 self._add_freezer()

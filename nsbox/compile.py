@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nsbox import confine, creds, devices, mounts, scratch, spaces
+from nsbox import confine, creds, devices, limits, mounts, scratch, spaces
 from nsbox.build import Build
 from nsbox.errors import SpecError, Unavailable
 from nsbox.host import Host
@@ -85,6 +85,7 @@ def _add_process(build: Build) -> None:
     build.add(Simple(Opcode.KEYRING, "keyring", "a session keyring of its own", "profile"))
     creds.add_descriptors(build)
     creds.add_rlimits(build)
+    limits.kept_by_nsbox(build)
     init = build.spec.init and build.has_new("pid")
     build.add(devices.new_session(build, payload=not init))
     build.add(Number(Opcode.PDEATHSIG, "pdeathsig", "SIGKILL", SIGKILL, "profile"))

@@ -22,6 +22,7 @@ from nsbox import (
     probe,
     processes,
     sandboxes,
+    units,
     watch,
 )
 from nsbox.checks import listed_name, name_of
@@ -127,6 +128,7 @@ class Container(Contents, Control, Plugged):
         self._joined = NOBODY
         self._on_end: Callable[[], None] | None = None
         self._status = "created"
+        self._never_ran = "another thread is about to start it"  # or what came in the way
         self._process: Process | None = None
         self._ended: Ended | None = None
         self._updated: dict[str, str] = {}
@@ -166,7 +168,9 @@ class Container(Contents, Control, Plugged):
                 process, stdio, kept = self._launch()
             except BaseException as e:
                 self._log.end()
-                self._tell("died", f"failed: {str(e) or type(e).__name__}")
+                why = str(e) or type(e).__name__
+                self._never_ran = f"it could not be started: {why}"
+                self._tell("died", f"failed: {why}")
                 raise
             self._process, self._status = process, "running"
             try:
@@ -319,16 +323,25 @@ class Container(Contents, Control, Plugged):
 
         Raises:
             TimeoutExpired: it still runs after *timeout* seconds, and goes on.
-            StateError: never started, or lost with the launcher.
+            StateError: it never ran (the error says why), or was lost with the launcher.
         """
         self._allow("wait")
+        if timeout is not None:
+            units.seconds(timeout, "timeout", zero=True)
         self._await_end(timeout)
         if self._status == "running":
             raise TimeoutExpired(self.spec.args, timeout or 0.0)
         if self._ended is None:
-            raise StateError(f"container {self.name!r} was lost: its launcher was killed, or it "
-                             "never ran", status="lost")  # fmt: skip
+            raise self._without_end()
         return self._ended.returncode
+
+    def _without_end(self) -> StateError:
+        """Of one that is stopped, and has no code to tell."""
+        if self._process is None:
+            return StateError(f"container {self.name!r} is stopped and never ran: "
+                              f"{self._never_ran}", status="stopped")  # fmt: skip
+        return StateError(f"container {self.name!r} was lost: its launcher was killed",
+                          status="lost")  # fmt: skip
 
     def stop(self, grace: float = 10.0) -> int | None:
         """Ask PID 1 to end (SIGTERM); insist (SIGKILL) after *grace* seconds, >= 0.
@@ -340,6 +353,7 @@ class Container(Contents, Control, Plugged):
             StateError: a process in it sleeps in the kernel and cannot be killed now: it still
                 runs, and can be stopped or closed again.
         """
+        units.seconds(grace, "grace", zero=True)
         if self._status == "created":
             self._allow("stop")
         process = self._process
@@ -437,6 +451,7 @@ class Container(Contents, Control, Plugged):
                 self._tell("killed")
                 self._kill_and_wait(self._process)
             elif self._status == "created":
+                self._never_ran = "it was closed before it was started"
                 self._tell("died", "never started")
             self._status = "stopped"
             self._log.end()
@@ -536,6 +551,8 @@ class Container(Contents, Control, Plugged):
 
         What they say of themselves, names and arguments, is theirs to choose.
         """
+        if self._process is not None:
+            self._process.check_mine()
         pid = self.pid
         if pid is None:
             return []
@@ -553,10 +570,12 @@ class Container(Contents, Control, Plugged):
         return plan_for(spec, probe.host(), join=joined.kinds, join_map=joined.id_map)
 
     def result(self) -> Completed:
-        """How it ended. Raises StateError unless it has."""
+        """How it ended. Raises StateError unless it has, as ``wait()`` does for one without end."""
         process, ended = self._process, self._ended
         if process is None or ended is None:
             status = self._shown()
+            if status == "stopped":
+                raise self._without_end()
             raise StateError(f"container {self.name!r} is {status}", status=status)
         reason, hit = judge(process, ended, self._verdict)
         return Completed(
@@ -566,6 +585,7 @@ class Container(Contents, Control, Plugged):
             stderr=None,
             reason=reason,
             usage=usage_of(process, ended),
+            truncated=any(sink.truncated for sink in self._sinks),
             limits_hit=hit,
             enforcement={**dict(process.plan.enforcement), **self._updated},
             applied=dict(process.plan.applied),

@@ -310,21 +310,35 @@ def _join(path: bytes, name: bytes) -> bytes:
     return path + b"/" + name if path else name
 
 
+def _is_directory(parent: int, name: bytes) -> bool:
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+
+
+def _check_place(end: _End, is_directory: bool, parent: int, new: bytes) -> None:
+    """A directory replaces nothing, and is replaced by nothing."""
+    with end.naming():
+        try:
+            taken = _is_directory(parent, new)
+        except FileNotFoundError:
+            return
+        if is_directory:
+            raise FileExistsError(errno.EEXIST, "")
+        if taken:
+            raise IsADirectoryError(errno.EISDIR, "")
+
+
 def _replace(copy: _Copy, source: int, name: bytes, parent: int, new: bytes) -> None:
     """Under a name of its own first: *new* is there whole, or as it was."""
+    with copy.src.naming(), copy.rights.own():
+        is_directory = _is_directory(source, name)
+    # before anything is made: where that is, it may not be allowed
+    _check_place(copy.dst, is_directory, parent, new)
     temporary = b".nsbox-" + os.urandom(8).hex().encode()
     try:
         copy.entry(source, name, parent, temporary, b"")
         with copy.dst.naming():
-            try:
-                is_directory = stat.S_ISDIR(
-                    os.stat(temporary, dir_fd=parent, follow_symlinks=False).st_mode
-                )
-                os.stat(new, dir_fd=parent, follow_symlinks=False)
-                if is_directory:
-                    raise FileExistsError(errno.EEXIST, "")
-            except FileNotFoundError:
-                pass
+            is_directory = _is_directory(parent, temporary)
+            _check_place(copy.dst, is_directory, parent, new)
             os.rename(temporary, new, src_dir_fd=parent, dst_dir_fd=parent)
     except BaseException:
         _remove(parent, temporary)

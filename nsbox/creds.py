@@ -190,6 +190,7 @@ def add_rlimits(build: Build) -> None:
     if build.spec.limits.nofile is not None:
         number = build.spec.limits.nofile
         wanted["nofile"] = (number, number, "limits.nofile")
+        build.enforcement["nofile"] = "RLIMIT_NOFILE"
     if isinstance(build.spec.limits.disk, int) and "fsize" in wanted:  # which bounds files as well
         most = max(build.spec.limits.disk, wanted["fsize"][1])
         wanted["fsize"] = (most, most, "limits.disk")

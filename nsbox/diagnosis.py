@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 60.0
 _OLDEST = (6, 1)
-_LEAST_FILES = 256
+_LEAST_FILES = 300  # NSB_FD_HIGH, and a few
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _FIRST_ID = 0x70000000
 
@@ -190,7 +190,8 @@ def _registry() -> Found:
 def _open_files() -> Found:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     enough = hard == resource.RLIM_INFINITY or hard >= _LEAST_FILES
-    return Found(enough, detail=f"RLIMIT_NOFILE at most {hard}: two or three for each sandbox")
+    return Found(enough, detail=f"RLIMIT_NOFILE at most {hard}: more than 256 are needed, and two "
+                 "or three for each sandbox")  # fmt: skip
 
 
 def _device_nodes() -> Found:

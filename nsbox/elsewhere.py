@@ -16,7 +16,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Any
 
-from nsbox import enter, logs, ring, spec
+from nsbox import enter, freezer, logs, ring, spec
 from nsbox.cgroup_child import open_places
 from nsbox.errors import StateError, Unavailable
 from nsbox.names import PlanFlag
@@ -66,6 +66,14 @@ def _places(keys: list[str], sandbox: Sandbox) -> dict[str, str]:
     return {key: sandbox.cgroups[key] for key in keys}
 
 
+def _is_paused(sandbox: Sandbox) -> bool:
+    """Whether its owner has stopped it. The cgroup in which that is done may be one that only its
+    own processes are in, made for it (see freezer.py): who enters the others would go on."""
+    names = {"v2": "unified", "freezer": "freezer"}
+    return any(freezer.is_frozen({names[name]: place}, 1)
+               for name, place in sandbox.cgroups.items() if name in names)  # fmt: skip
+
+
 class Foreign(Process):
     """A sandbox that another process owns: to be entered, never to be ended by ``close``."""
 
@@ -102,13 +110,16 @@ def popen(sandbox: Sandbox, args: Any, **keywords: Any) -> Popen:
     """As ``Container.popen``: with *user*, *env*, *cwd*, *pty*, the streams, *text*.
 
     Raises:
-        StateError: it has ended.
+        StateError: it has ended, or is paused.
         Unavailable: its owner wrote nothing down; it alone can enter it.
     """
     if "spec" not in sandbox.noted:
         who = f"sandbox {sandbox.pid} is of process {sandbox.owner}, which alone can enter it"
         raise Unavailable("exec", f"{who}: it was started by neither `nsbox run` nor a Container")
     base = read_spec(str(sandbox.noted["spec"]))
+    if _is_paused(sandbox):
+        who = f"sandbox {sandbox.name or sandbox.pid}"
+        raise StateError(f"{who} is paused: cannot exec", status="paused")
     pidfd = sandbox.open()
     try:
         target = Foreign(sandbox, pidfd)

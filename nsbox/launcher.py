@@ -19,6 +19,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from nsbox import _core, registry, shared
+from nsbox.blame import NO_DESCRIPTORS
 from nsbox.errors import StateError, Unavailable
 
 if TYPE_CHECKING:
@@ -51,7 +52,11 @@ class Launcher:
     def __init__(self, view: bytes) -> None:
         self.view = view
         self.entry = registry.Entry()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except BaseException:
+            self.entry.close()
+            raise
         # Before the first request is sent: credentials are attached at that time.
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         exe = owner = -1
@@ -113,7 +118,8 @@ class Launcher:
         self.entry.drop()
 
     def __del__(self) -> None:
-        self._control.close()
+        if hasattr(self, "_control"):
+            self._control.close()
 
 
 _launchers: dict[bytes, Launcher] = {}
@@ -150,7 +156,9 @@ def current(seen: bytes | None = None) -> Launcher:
                 registry.gc()
                 _launchers[seen] = Launcher(seen)
             except OSError as e:
-                raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0) from e
+                hint = NO_DESCRIPTORS if e.errno == errno.EMFILE else ""
+                raise Unavailable("launcher", f"cannot be started: {e}", err=e.errno or 0,
+                                  hint=hint) from e  # fmt: skip
         return _launchers[seen]
 
 

@@ -169,6 +169,15 @@ def cpu_counter(build: Build) -> tuple[str, ...]:
     return ()
 
 
+def kept_by_nsbox(build: Build) -> None:
+    """What nothing of the kernel's is for."""
+    limits = build.spec.limits
+    if limits.wall is not None:
+        build.enforcement["wall"] = "a timer of nsbox's"
+    if limits.output is not None:
+        build.enforcement["output"] = "nsbox, as it reads each stream"
+
+
 def cgroup_limits(build: Build) -> list[SetLimit]:
     """The limit steps of a sandbox; the profile's own give way where there is no cgroup."""
     asked, profile, host = build.spec.limits, build.profile, build.host

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nsbox import interrupts, nslist, pins, probe
-from nsbox.checks import flag
+from nsbox.checks import flag, text
 from nsbox.compile import compile_holder
 from nsbox.converse import as_bytes, finish
 from nsbox.errors import SpecError, StateError, Unavailable
@@ -85,7 +85,7 @@ class Namespace:
         cls,
         kind: str,
         *,
-        pin: str | os.PathLike[str] | None = None,
+        pin: str | bytes | os.PathLike[str] | None = None,
         offsets: Mapping[str, float] | None = None,
         uid_map: Map | None = None,
         gid_map: Map | None = None,
@@ -191,7 +191,7 @@ class Namespace:
         return cls(kind, open_namespace(int(pid), kind))
 
     @classmethod
-    def open(cls, what: str | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
+    def open(cls, what: str | bytes | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
         """The one that a file or a descriptor stands for.
 
         Args:
@@ -209,7 +209,7 @@ class Namespace:
         if isinstance(what, int):
             fd = _of_descriptor(what, kind)
         else:
-            path = os.fspath(what)
+            path = text(what, "path")
             path = path if "/" in path else f"{pins.NETNS_DIR}/{path}"
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
@@ -261,7 +261,7 @@ class Namespace:
 
     # ------------------------------------------------------------ pins
 
-    def pin(self, where: str | os.PathLike[str]) -> str:
+    def pin(self, where: str | bytes | os.PathLike[str]) -> str:
         """Mount it on a file that is made for it; returns the file's path.
 
         A name without a slash is for ``ip netns``: /run/netns/NAME, and what ``ip netns add``
@@ -277,6 +277,7 @@ class Namespace:
                 mount that does not propagate into it (EINVAL); Linux 6.18 numbers them for each
                 CPU, and so at times takes a newer one for an older.
         """
+        where = text(where, "pin")
         try:
             made = pins.make(self.fileno(), self.kind, where)
         except ValueError as e:
@@ -309,6 +310,7 @@ class Namespace:
 
         Raises:
             SetupError: the caller may not enter it.
+            StateError: it is closed, or was created by the parent of this process.
             TimeoutExpired, CommandError: as for ``nsbox.run``.
         """
         spec, start = self._entrance(args)
@@ -363,6 +365,8 @@ class Namespace:
         return alone(spec.hostname)
 
     def _entrance(self, args: Any) -> tuple[Spec, Callable[[Stdio], Process]]:
+        if self._holder is not None:
+            self._holder.check_mine()
         joined = self.joins()._replace(time=self.fileno())
         spec = make_spec(args, root=Rootfs.inherit(), namespaces=(), profile="none", init=False,
                          user=self._user)  # fmt: skip

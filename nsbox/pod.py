@@ -13,8 +13,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nsbox import lifecycle, nslist, probe, watch
-from nsbox.checks import flag
+from nsbox import lifecycle, nslist, probe, units, watch
+from nsbox.checks import elements, flag
 from nsbox.container import Container
 from nsbox.creds import decide_pod_map
 from nsbox.errors import NsboxError, SpecError, StateError, Unavailable
@@ -22,7 +22,16 @@ from nsbox.forgotten import forgotten
 from nsbox.keywords import make_spec
 from nsbox.plugged import Plugged, shared
 from nsbox.podcontainer import PodContainer, terminated
-from nsbox.podspec import POLICIES, Backoff, Event, MonotonicClock, PodStatus, State, is_dns_label
+from nsbox.podspec import (
+    POLICIES,
+    Backoff,
+    ContainerSpec,
+    Event,
+    MonotonicClock,
+    PodStatus,
+    State,
+    is_dns_label,
+)
 from nsbox.ports import explain_conflict
 from nsbox.profile import PROFILES
 from nsbox.sandbox import check_spec, launch_pause
@@ -32,7 +41,7 @@ from nsbox.spec import NetLabel, Spec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nsbox.podspec import Clock, ContainerSpec
+    from nsbox.podspec import Clock
     from nsbox.process import Process
 
 
@@ -83,6 +92,8 @@ class Pod(Plugged):
         clock: Clock | None = None,
     ) -> None:
         self.name = name
+        containers = _container_specs(containers, "containers")
+        init_containers = _container_specs(init_containers, "init_containers")
         self._check(name, containers, init_containers, primary, restart_policy)
         self.share_process_namespace = flag(share_process_namespace, "share_process_namespace")
         if volumes:
@@ -97,6 +108,8 @@ class Pod(Plugged):
         self._held: Process | None = None
         self._owns_net = own.net == "none" or own.attached
         self.primary = primary
+        if backoff is not None and not isinstance(backoff, Backoff):
+            raise SpecError("backoff", f"{backoff!r}: use Backoff(initial=10, max=300)")
         self.backoff = backoff or Backoff()
         self.clock = clock or MonotonicClock()
         self.events: list[Event] = []
@@ -370,6 +383,7 @@ class Pod(Plugged):
     def stop(self, grace: float = 30.0) -> None:
         """Containers first (SIGTERM, and SIGKILL after *grace* seconds), then sidecars in
         reverse order, pause last. Wins over restarts. Idempotent."""
+        units.seconds(grace, "grace", zero=True)
         with self._stop_lock:  # who comes second waits for the first to be done
             self._stop(grace)
 
@@ -428,6 +442,8 @@ class Pod(Plugged):
 
     def close(self) -> None:
         """Kill what is left and give everything back; idempotent."""
+        if self._held is not None and not self._held.mine():
+            return  # a forked child leaves the block that its parent is in
         with self._stop_lock:
             if not self._closed or self._pause is not None:
                 self.stop(grace=0)
@@ -477,7 +493,14 @@ class Pod(Plugged):
         """The process that holds what the pod shares."""
         return self._pause.pid if self._pause is not None else None
 
+    def _check_mine(self) -> None:
+        """Raises StateError in a forked child of the process that started it: the supervisor is
+        not there, and nothing that it is told of ever comes."""
+        if self._held is not None:
+            self._held.check_mine()
+
     def status(self) -> PodStatus:
+        self._check_mine()
         with self._condition:
             return PodStatus(
                 self._phase,
@@ -487,7 +510,15 @@ class Pod(Plugged):
             )
 
     def wait(self, timeout: float | None = None) -> str:
-        """Waits until no container runs or will run again; returns the phase. TimeoutError."""
+        """Waits until no container runs or will run again; returns the phase.
+
+        Raises:
+            StateError: it was never started.
+            TimeoutError: it goes on after *timeout* seconds.
+        """
+        if not self._started and not self._closed:
+            raise StateError(f"pod {self.name!r} is {self._phase}: it has not been started",
+                             status=self._phase)  # fmt: skip
         self._wait_for(
             lambda: self._closed,
             timeout,
@@ -496,6 +527,9 @@ class Pod(Plugged):
         return self._phase
 
     def _wait_for(self, predicate: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if timeout is not None:
+            units.seconds(timeout, "timeout", zero=True)
+        self._check_mine()
         with self._condition:
             if not self._condition.wait_for(predicate, timeout):
                 raise TimeoutError(f"waited {timeout:g} s for {what}")
@@ -514,6 +548,16 @@ class Pod(Plugged):
 
     def __repr__(self) -> str:
         return f"<nsbox.Pod {self.name!r} {self._phase}>"
+
+
+def _container_specs(several: Any, where: str) -> tuple[ContainerSpec, ...]:
+    if isinstance(several, ContainerSpec):
+        raise SpecError(where, "must be a list of ContainerSpec, not one alone")
+    found = elements(several, where)
+    for i, one in enumerate(found):
+        if not isinstance(one, ContainerSpec):
+            raise SpecError(f"{where}[{i}]", f"{one!r} is not a ContainerSpec")
+    return found
 
 
 def _names(spec: Spec, policy: str, aliases: Any) -> dict[str, Any]:

@@ -55,7 +55,9 @@ class PodContainer:
         return self._current.namespaces if self._current is not None else {}
 
     def logs(self) -> str:
-        """Output of this attempt and the one before."""
+        """Output of this attempt and the one before. Raises StateError in a forked child, which
+        does not hear of the next."""
+        self._pod._check_mine()
         return self._log + (self._current.logs() if self._current is not None else "")
 
     def exec(self, args: Any, **keywords: Any) -> Completed:

@@ -8,8 +8,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nsbox import watch
+from nsbox import units, watch
+from nsbox.checks import known_keywords
 from nsbox.errors import SpecError
+from nsbox.keywords import make_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _OF_POD = ("hostname", "namespaces", "net", "dns", "publish", "egress", "address")
 POLICIES = ("Always", "OnFailure", "Never")
+_MOST_FACTOR = 1000  # its 64th power is still a float
 
 
 def is_dns_label(name: object) -> bool:
@@ -54,6 +57,12 @@ class Backoff:
     max: float = 300.0
     reset_after: float = 600.0
 
+    def __post_init__(self) -> None:
+        for name in ("initial", "factor", "max", "reset_after"):
+            units.seconds(getattr(self, name), f"backoff.{name}", zero=True)
+        if self.factor > _MOST_FACTOR:
+            raise SpecError("backoff.factor", f"{self.factor!r} is more than {_MOST_FACTOR}")
+
     @classmethod
     def fast(cls) -> Backoff:
         """A sixtieth of Kubernetes' delays: for tests, demonstrations and CI."""
@@ -85,6 +94,7 @@ class ContainerSpec:
         for key in _OF_POD:
             if key in keywords:
                 raise SpecError(f"{where}.{key}", "is the pod's to say")
+        known_keywords(type(self).__name__, keywords, make_spec)
         if restart_policy is not None and restart_policy not in POLICIES:
             raise SpecError(f"{where}.restart_policy", f"use one of {', '.join(POLICIES)}")
         self.name, self.args, self.keywords = name, args, keywords

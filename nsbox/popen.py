@@ -40,6 +40,20 @@ if TYPE_CHECKING:
     from nsbox.terminal import Terminal
 
 
+class _Input(io.FileIO):
+    """Writes at once, and all of it: write(2) itself ends early when a signal comes."""
+
+    def write(self, data: Any) -> int | None:  # type: ignore[override]
+        left = memoryview(data).cast("B")
+        length = len(left)
+        while left:
+            written = super().write(left)
+            if written is None:  # the caller made it non-blocking, and it is full
+                return length - len(left) or None
+            left = left[written:]
+        return length
+
+
 class Popen:
     """A sandboxed command that goes on: ``subprocess.Popen``'s attributes and methods.
 
@@ -136,7 +150,7 @@ class Popen:
         if fd < 0:
             return None
         os.set_blocking(fd, True)
-        raw = io.open(fd, "wb" if number == 0 else "rb", 0 if number == 0 else -1)  # noqa: SIM115, UP020
+        raw = _Input(fd, "wb") if number == 0 else io.open(fd, "rb")  # noqa: SIM115, UP020
         if not self._text:
             return raw
         buffer = raw if number else io.BufferedWriter(raw)

@@ -8,6 +8,7 @@ cannot be executed, 127 when it was not found.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -145,7 +146,8 @@ def parser() -> Parser:
 
 
 def _open_standard_streams() -> None:
-    """Who closed one of ours must not get the payload's bytes into what takes its number."""
+    """Who closed one of ours must not get the payload's bytes into what takes its number; and
+    what cannot be encoded is spelt out."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -155,6 +157,9 @@ def _open_standard_streams() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names and commands are in any language
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -63,6 +63,18 @@ def test_limits_that_are_not_a_cgroup_s_are_refused(limits: Limits) -> None:
         Cgroup.create(limits=limits)
 
 
+@pytest.mark.parametrize("limits", [{}, 0, {"pids": 3}, "pids"], ids=repr)
+def test_what_is_no_limits_is_refused(limits: Any) -> None:
+    with pytest.raises(nsbox.SpecError, match="is not a Limits") as caught:
+        Cgroup.create(limits=limits)
+    assert caught.value.field == "limits"
+
+
+def test_a_freeze_has_a_timeout_in_seconds(group: Cgroup) -> None:
+    with pytest.raises(nsbox.SpecError, match="timeout"):
+        group.freeze(timeout="1")  # type: ignore[arg-type]
+
+
 def test_a_closed_one_refuses(group: Cgroup) -> None:
     group.close()
     for verb in (group.stats, group.events, group.freeze, lambda: group.add(1)):
@@ -98,6 +110,7 @@ def test_it_is_dropped_with_a_warning_and_closed() -> None:
 
 
 def test_one_that_was_opened_stays(group: Cgroup) -> None:
+    assert Cgroup.open(os.fsencode(group.path)).path == group.path
     with Cgroup.open(group.path) as found:
         assert found.version == group.version
         assert found.path == group.path
@@ -120,8 +133,11 @@ def test_a_name_as_proc_has_it_is_found_in_every_hierarchy(group: Cgroup) -> Non
 
 def test_opening_what_is_not_there_is_a_spec_error(tmp_path: Path) -> None:
     for path in ("/nsbox-no-such-cgroup", str(tmp_path)):
-        with pytest.raises(nsbox.SpecError, match="not a cgroup"):
-            Cgroup.open(path)
+        for one in (path, path.encode()):
+            with pytest.raises(nsbox.SpecError, match="not a cgroup"):
+                Cgroup.open(one)
+    with pytest.raises(nsbox.SpecError, match="not a string"):
+        Cgroup.open(3)  # type: ignore[arg-type]
 
 
 def test_one_in_another(group: Cgroup) -> None:

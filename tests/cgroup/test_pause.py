@@ -15,7 +15,7 @@ from run.kit import at_most
 from support import poll_until, scaled
 
 import nsbox
-from nsbox import Container, Limits, Mount
+from nsbox import Container, Limits, Mount, elsewhere, sandboxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +73,18 @@ def test_who_forks_while_it_is_paused_is_paused_too(payload: str) -> None:
         assert [_ticks(pid) for pid in inside] == ticks
         box.resume()
         box.update(Limits(pids=25))
+
+
+@pytest.mark.usefixtures("hierarchies")
+def test_no_other_process_enters_what_is_paused() -> None:
+    with Container(["sleep", "1000"], name="still", limits=Limits(pids=9)) as box:
+        box.pause()
+        with pytest.raises(nsbox.StateError, match="still is paused: cannot exec") as caught:
+            elsewhere.popen(sandboxes.find(str(box.pid)), ["true"])
+        assert caught.value.status == "paused"
+        box.resume()
+        with elsewhere.popen(sandboxes.find(str(box.pid)), ["true"]) as process:
+            assert process.wait(scaled(10)) == 0
 
 
 def _ticks(pid: int) -> list[str]:

@@ -214,6 +214,17 @@ def test_the_memory_limit_of_the_sandbox_holds_for_it_too() -> None:
 
 
 @pytest.mark.cgroup
+def test_a_paused_sandbox_is_not_entered() -> None:
+    with nsbox.Container(SLEEP, name="still", limits=nsbox.Limits(pids=9)) as box:
+        box.pause()
+        done = enter("still", "echo", "inside")
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "sandbox still is paused: cannot exec" in done.stderr
+        box.resume()
+        assert kit.out(enter("still", "echo", "inside")) == "inside"
+
+
+@pytest.mark.cgroup
 def test_the_cgroups_of_the_sandbox_are_its_own() -> None:
     with nsbox.Container(SLEEP, name="small") as box:
         with kit.going("exec", "small", "sh", "-c", "echo ready; exec sleep 1000") as process:

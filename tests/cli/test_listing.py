@@ -120,6 +120,16 @@ def test_a_command_line_that_a_payload_made_up_is_not_obeyed_by_the_terminal() -
             assert command == "ls" or "\\x1b[2J" in said, "and there was something to obey"
 
 
+def test_what_an_encoding_lacks_is_spelt_out() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with nsbox.Container(["sh", "-c", "sleep 1000; :", "grüße"], name="käfig"):
+        for command in (["ps"], ["stats"], ["top", "--once"], ["tree"], ["ls"]):
+            said = kit.out(kit.nsbox(*command, env=environment))
+            assert "\\xe4" in said or "\\xfc" in said, command
+    done = kit.nsbox("kill", "käfig", env=environment)
+    assert (done.returncode, done.stderr) == (125, "nsbox: no sandbox 'k\\xe4fig' runs\n")
+
+
 def test_who_calls_itself_a_launcher_is_none() -> None:
     """By its name and its command line; the lock is what counts."""
     fake = "import ctypes, sys, time; ctypes.CDLL(None).prctl(15, b'nsbox-launcher'); " \

@@ -775,6 +775,20 @@ def hogs_and_others(word: str) -> None:
     assert not wrong, wrong
 
 
+def too_few_descriptors(most: str) -> None:
+    """No sandbox at all can be had: the error says for want of what, and how to mend it."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (int(most), int(most)))
+    found: OSError | None = None
+    try:
+        nsbox.run(["true"])
+    except (nsbox.SetupError, nsbox.Unavailable) as e:
+        found = e
+    assert found is not None, "it ran"
+    assert found.errno == errno.EMFILE, found
+    assert "EINVAL" not in str(found), found
+    assert "above the first 256: raise the hard limit of open files" in str(found), found
+
+
 def descriptors_run_out(word: str) -> None:
     """The launcher's, by a limit that it inherits: it says so, and everything goes on."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))

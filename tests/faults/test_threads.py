@@ -24,6 +24,13 @@ def test_the_end_of_the_spawning_thread_ends_no_sandbox() -> None:
     kit.run_scenario("threads_end", kit.token())
 
 
+@pytest.mark.userns
+@pytest.mark.parametrize("most", [16, 100, 256])
+def test_a_limit_of_descriptors_under_which_nothing_starts_is_named(most: int) -> None:
+    """It was called an invalid argument of clone3()."""
+    kit.run_scenario("too_few_descriptors", str(most))
+
+
 @pytest.mark.kernel
 @pytest.mark.userns
 def test_a_launcher_without_descriptors_is_not_taken_for_dead() -> None:

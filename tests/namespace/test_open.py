@@ -148,6 +148,25 @@ def test_popen_goes_on_in_it() -> None:
         assert cat.communicate("x", timeout=30) == ("x", None)
 
 
+def test_a_forked_child_runs_nothing_in_what_its_parent_made() -> None:
+    with nsbox.Namespace.create("uts") as made:
+        opened = nsbox.Namespace.open(f"/proc/self/fd/{made.fileno()}")
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for verb in (made.run, made.popen):
+                    with pytest.raises(nsbox.StateError, match="forked child"):
+                        verb(["true"])
+                if os.geteuid() == 0:  # others have no right over it but by its user namespace
+                    opened.run(["true"], check=True)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        opened.close()
+
+
 def test_run_takes_input() -> None:
     with nsbox.Namespace.create("ipc") as ns:
         assert ns.run(["cat"], input="hello", capture_output=True, text=True).stdout == "hello"

@@ -41,6 +41,8 @@ def test_a_name_is_one_of_ip_netns() -> None:
         assert inside == f"net:[{net.id}]\n"
         assert nsbox.Namespace.open("nsbone") == net
         assert nsbox.Namespace.open("/run/netns/nsbone", "net") == net
+        assert nsbox.Namespace.open(b"nsbone") == net
+        assert net.pin(b"nsbytes") == "/run/netns/nsbytes"
     assert "nsbone" not in ip("netns", "list")
     assert os.listdir("/run/netns") == []
 

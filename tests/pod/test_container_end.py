@@ -136,8 +136,10 @@ def test_a_container_is_lost_with_its_launcher() -> None:
             send(parent_of(container.pid), signal.SIGKILL)
             assert ended(pidfd, 5)
         poll_until(lambda: container.status() == "stopped", 5)
-        with pytest.raises(nsbox.StateError, match="lost"):
-            container.wait(scaled(5))
+        for verb in (container.wait, container.result):
+            with pytest.raises(nsbox.StateError, match="lost") as caught:
+                verb()
+            assert caught.value.status == "lost"
         assert container.stop() is None
     with nsbox.Container(["true"]) as after:  # another launcher takes over
         assert after.wait(scaled(5)) == 0

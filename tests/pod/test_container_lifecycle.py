@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -62,6 +63,29 @@ def test_stopping_a_stopped_container_returns_the_recorded_code() -> None:
         container.kill()
 
 
+NO_SECONDS = pytest.mark.parametrize("value", ["1", -1, True, float("nan")], ids=repr)
+
+
+@NO_SECONDS
+def test_seconds_are_a_number_that_is_not_negative(value: Any) -> None:
+    with nsbox.Container(["sleep", "1000"]) as container:
+        for call, field in ((container.wait, "timeout"), (container.stop, "grace")):
+            with pytest.raises(nsbox.SpecError) as caught:
+                call(value)
+            assert caught.value.field == field
+        assert container.status() == "running"
+
+
+@NO_SECONDS
+def test_seconds_of_a_pod_are_too(value: Any) -> None:
+    with nsbox.Pod("web", [nsbox.ContainerSpec("a", ["sleep", "1000"])]) as pod:
+        for call, field in ((pod.wait, "timeout"), (pod.stop, "grace")):
+            with pytest.raises(nsbox.SpecError) as caught:
+                call(value)
+            assert caught.value.field == field
+        assert pod.phase == "Running"
+
+
 def test_close_is_idempotent_and_ends_it() -> None:
     container = nsbox.Container(["sleep", "1000"]).start()
     with pidfds(container.pid) as (pidfd,):
@@ -76,8 +100,10 @@ def test_closing_what_never_ran_makes_it_unstartable() -> None:
     container.close()
     with pytest.raises(nsbox.StateError):
         container.start()
-    with pytest.raises(nsbox.StateError, match="never ran"):
-        container.wait()
+    for verb in (container.wait, container.result):
+        with pytest.raises(nsbox.StateError, match="never ran: it was closed before") as caught:
+            verb()
+        assert caught.value.status == container.status() == "stopped"
     assert container.stop() is None
 
 
@@ -100,6 +126,11 @@ def test_a_container_that_could_not_start_is_stopped() -> None:
     with pytest.raises(nsbox.CommandNotFound):
         container.start()
     assert (container.status(), container.pid, container.nspid) == ("stopped", None, None)
+    for verb in (container.wait, container.result):
+        with pytest.raises(nsbox.StateError, match="never ran: it could not be st") as caught:
+            verb()
+        assert "'/no/such/program' was not found in the sandbox" in str(caught.value)
+        assert caught.value.status == "stopped"
     with pytest.raises(nsbox.StateError):
         container.start()
     container.close()

@@ -6,16 +6,12 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from pod.kit import wait_log
+from pod.kit import in_a_forked_child, wait_log
 from support import poll_until, scaled
 
 import nsbox
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 pytestmark = pytest.mark.userns
 
@@ -120,22 +116,6 @@ def test_one_that_cannot_be_started_has_nothing_to_follow() -> None:
     assert container._log._ring is None
 
 
-def in_a_forked_child(say: Callable[[], str]) -> str:
-    """What *say* returns there; the child ends without a word to anybody."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(write, say().encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    with open(read) as file:
-        said = file.read()
-    os.waitpid(child, 0)
-    return said
-
-
 @pytest.mark.kernel
 def test_a_forked_child_of_its_owner_reads_the_log_and_what_comes() -> None:
     script = "echo one; read line; echo two"
@@ -163,8 +143,9 @@ def test_a_forked_child_that_left_the_block_took_the_note_and_the_output_along()
 
         def say() -> str:
             container.__exit__(None, None, None)
-            with pytest.raises(nsbox.StateError, match="forked child"):
-                container.status()
+            for verb in (container.status, container.processes):
+                with pytest.raises(nsbox.StateError, match="forked child"):
+                    verb()
             return "left"
 
         assert in_a_forked_child(say) == "left"

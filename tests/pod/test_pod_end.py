@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 from pod.kit import (
     ended,
     events,
+    in_a_forked_child,
     on_term,
     own_process,
     pidfds,
@@ -147,6 +149,23 @@ def test_stop_and_close_again_do_nothing() -> None:
     pod.close()
     pod.close()
     assert (pod.phase, len(pod.events)) == before == ("Succeeded", before[1])
+
+
+@own_process()
+def test_a_forked_child_has_no_say_in_it() -> None:
+    """Nor does it end what its parent is in when it leaves the block."""
+    with nsbox.Pod("web", [sleeper("a")]) as pod:
+
+        def say() -> str:
+            restarted = functools.partial(pod["a"].wait_restarted, 1)
+            for verb in (pod.wait, pod.status, pod.stop, restarted, pod["a"].logs):
+                with pytest.raises(nsbox.StateError, match="forked child"):
+                    verb()
+            pod.close()
+            return "left"
+
+        assert in_a_forked_child(say) == "left"
+        assert pod.status().containers["a"].name == "Running"
 
 
 def test_the_block_ends_it_when_it_raises() -> None:

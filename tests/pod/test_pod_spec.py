@@ -48,6 +48,13 @@ def test_good_names(name: str) -> None:
         pytest.param({"restart_policy": "Sometimes"}, "restart_policy", id="no such policy"),
         pytest.param({"restart_policy": "always"}, "restart_policy", id="policy in lower case"),
         pytest.param({"net": "bridge"}, "net", id="no such net"),
+        pytest.param({"containers": sleeper("a")}, "containers", id="a container alone"),
+        pytest.param({"containers": "a"}, "containers", id="containers are a string"),
+        pytest.param({"containers": 1}, "containers", id="containers are no list"),
+        pytest.param({"containers": ["true"]}, "containers[0]", id="a command for a container"),
+        pytest.param({"init_containers": ["x"]}, "init_containers[0]", id="no init container"),
+        pytest.param({"init_containers": None}, "init_containers", id="init containers are None"),
+        pytest.param({"backoff": 3}, "backoff", id="backoff is a number"),
     ],
 )  # fmt: skip
 def test_refused(keywords: dict[str, Any], field: str) -> None:
@@ -69,6 +76,28 @@ def test_a_policy_of_a_container_is_checked() -> None:
     with pytest.raises(nsbox.SpecError) as caught:
         sleeper("a", restart_policy="Sometimes")
     assert caught.value.field == "containers['a'].restart_policy"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "field"),
+    [({"initial": "1"}, "initial"), ({"max": -1}, "max"), ({"reset_after": None}, "reset_after"),
+     ({"factor": float("nan")}, "factor"), ({"factor": 1e300}, "factor")],
+)  # fmt: skip
+def test_delays_are_numbers(keywords: dict[str, Any], field: str) -> None:
+    with pytest.raises(nsbox.SpecError) as caught:
+        nsbox.Backoff(**keywords)
+    assert caught.value.field == f"backoff.{field}"
+
+
+@pytest.mark.parametrize("kind", [nsbox.ContainerSpec, nsbox.Sidecar])
+def test_an_unknown_keyword_of_a_container_is_refused_when_it_is_made(kind: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\(\) got an unexpected .* 'foo'"):
+        kind("a", ["true"], foo=1)
+
+
+def test_containers_may_come_from_anything_that_is_read_once() -> None:
+    pod = nsbox.Pod("web", (sleeper(name) for name in "ab"), init_containers=iter([sidecar("c")]))
+    assert [pod[name].name for name in "abc"] == ["a", "b", "c"]
 
 
 def test_an_error_in_a_container_names_the_container_and_the_field() -> None:

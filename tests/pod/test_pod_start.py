@@ -75,6 +75,15 @@ def test_before_its_start_it_is_pending() -> None:
         pod.start()
 
 
+def test_who_waits_for_one_that_was_never_started_is_told() -> None:
+    pod = nsbox.Pod("web", [sleeper("a")])
+    with pytest.raises(nsbox.StateError, match="'web' is Pending: it has not been") as caught:
+        pod.wait()
+    assert caught.value.status == "Pending"
+    pod.close()
+    assert pod.wait() == "Failed"
+
+
 def test_init_containers_run_in_order_and_to_their_end(state: nsbox.Mount, state_dir: Path) -> None:
     first = shell("first", "sleep 0.1; echo first >> /state/log", mounts=[state])
     second = shell("second", "echo second >> /state/log", mounts=[state])

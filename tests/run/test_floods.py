@@ -136,6 +136,7 @@ def test_a_container_is_ended_by_the_limit_of_its_log(redirect: str) -> None:
         assert container.wait(kit.PATIENCE) == -9
         result = container.result()
     assert (result.reason, result.limits_hit) == (Reason.OUTPUT_LIMIT, ("output",))
+    assert result.truncated
     assert container.logs() == "y\n" * 2500
 
 
@@ -143,6 +144,7 @@ def test_a_container_below_the_limit_of_its_log_goes_on() -> None:
     with nsbox.Container(["printf", "12345"], limits=Limits(output=5)) as container:
         assert container.wait(kit.PATIENCE) == 0
         assert (container.result().reason, container.logs()) == (Reason.EXITED, "12345")
+        assert not container.result().truncated
 
 
 def test_a_container_over_the_limit_is_never_an_ordinary_exit() -> None:

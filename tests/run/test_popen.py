@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import array
 import gc
 import io
 import os
@@ -91,6 +92,36 @@ def test_streams_can_be_talked_over(make: Any) -> None:
             assert process.stdout.readline() == word
         process.stdin.close()
         assert process.stdout.read() == b""
+
+
+@BOTH
+def test_a_signal_cuts_nothing_off_what_is_written(make: Any) -> None:
+    data = os.urandom(1 << 20)
+    with make(["sh", "-c", "sleep 0.3; cat"], stdin=subprocess.PIPE,
+              stdout=subprocess.PIPE) as process:  # fmt: skip
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(process.stdout.read()))
+        reader.start()
+        before = signal.signal(signal.SIGALRM, lambda *_: None)
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.005)
+        try:
+            assert process.stdin.write(data) == len(data)
+            process.stdin.close()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        reader.join()
+        assert got == [data]
+
+
+def test_what_is_written_is_there_at_once() -> None:
+    with nsbox.Popen(["cat"], stdin=nsbox.PIPE, stdout=nsbox.PIPE) as process:
+        process.stdin.write(memoryview(array.array("I", [1, 2])))
+        assert process.stdout.read(8) == array.array("I", [1, 2]).tobytes()
+    with nsbox.Popen(["sleep", "1000"], stdin=nsbox.PIPE) as process:
+        os.set_blocking(process.stdin.fileno(), False)
+        assert 0 < process.stdin.write(bytes(1 << 20)) < 1 << 20, "as much as there is room for"
+        assert process.stdin.write(b"more") is None
 
 
 @BOTH

@@ -20,7 +20,7 @@ from nsbox.build import CALLER_ID, SLOT_IDS
 from nsbox.compile import PATH
 from nsbox.creds import router_map
 from nsbox.errors import SpecError, Unavailable
-from nsbox.host import Host
+from nsbox.host import CONTROLLERS, Host
 from nsbox.hoststeps import Clone3, IdMap, LauncherNet, MakeCgroup, MapTree, SetLimit
 from nsbox.keywords import make_spec
 from nsbox.names import CAPABILITIES, NAMESPACES, Clone, Opcode, OpFlag, PlanFlag, Propagation
@@ -912,6 +912,22 @@ def test_a_limit_of_v1_is_enforced_by_the_file_of_v1() -> None:
         "cpu_weight": "cgroup v1 cpu.shares",
         "io": "cgroup v1 blkio.throttle.read_bps_device, blkio.throttle.write_iops_device",
     }
+
+
+def test_every_limit_that_is_set_says_what_it_is_enforced_by() -> None:
+    everything = {"memory": "1GiB", "memory_high": "1GiB", "swap": 0, "oom_group": True, "pids": 9,
+                  "cpu": 1, "cpu_weight": 7, "cpuset": "0", "io": {"8:0": {"rbps": "1MiB"}},
+                  "wall": 9, "cpu_time": 9, "output": 9, "disk": "1MiB", "inodes": 99, "nofile": 64,
+                  "net_priority": 1}  # fmt: skip
+    assert {field.name for field in dataclasses.fields(Limits)} == set(everything)
+    host = dataclasses.replace(HOSTS["root, v2"], attaches_bpf=True, cgroup2=True,
+                               controllers=CONTROLLERS)  # fmt: skip
+    found = dict(plan_of(host, limits=Limits(**everything)).enforcement)
+    assert set(found) == set(everything) - {"oom_group"}, "which is how memory is limited"
+    assert found["nofile"] == "RLIMIT_NOFILE"
+    assert found["wall"] == "a timer of nsbox's"
+    assert found["output"] == "nsbox, as it reads each stream"
+    assert not {"wall", "output", "nofile"} & {name for name, _ in plan_of(host).enforcement}
 
 
 def test_what_only_a_profile_wants_degrades_and_says_so() -> None:
