@@ -183,9 +183,10 @@ static int make_target(struct nsb_ctx *cx, const char *path, bool directory)
 }
 
 /* EOVERFLOW: the file system has no number for who would own it. */
-static bool not_permitted(int err)
+static bool cannot_be_had(int err)
 {
-	return err == -EACCES || err == -EPERM || err == -EROFS || err == -EOVERFLOW;
+	return err == -ENOENT || err == -EACCES || err == -EPERM || err == -EROFS ||
+	       err == -EOVERFLOW;
 }
 
 static int attach(struct nsb_ctx *cx, const char *path, unsigned int flags, int mount,
@@ -195,17 +196,12 @@ static int attach(struct nsb_ctx *cx, const char *path, unsigned int flags, int 
 
 	target = nsb_in_root(cx, path, O_PATH);
 	if (target == -ENOENT && flags & NSB_MAKE_TARGET) {
-		err = make_target(cx, path, directory);
-		if (flags & NSB_IF_POSSIBLE && not_permitted(err))
-			return 0;
-		if (err < 0)
-			return err;
-		target = nsb_in_root(cx, path, O_PATH);
-	} else if (target == -ENOENT && flags & NSB_IF_POSSIBLE) {
-		return 0;
+		target = make_target(cx, path, directory);
+		if (target == 0)
+			target = nsb_in_root(cx, path, O_PATH);
 	}
 	if (target < 0)
-		return target;
+		return flags & NSB_IF_POSSIBLE && cannot_be_had(target) ? 0 : target;
 	err = move_onto(cx, mount, target);
 	sys_close(target);
 	return err;

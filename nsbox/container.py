@@ -326,8 +326,7 @@ class Container(Contents, Control, Plugged):
             StateError: it never ran (the error says why), or was lost with the launcher.
         """
         self._allow("wait")
-        if timeout is not None:
-            units.seconds(timeout, "timeout", zero=True)
+        timeout = units.patience(timeout, "timeout")
         self._await_end(timeout)
         if self._status == "running":
             raise TimeoutExpired(self.spec.args, timeout or 0.0)

@@ -527,8 +527,7 @@ class Pod(Plugged):
         return self._phase
 
     def _wait_for(self, predicate: Callable[[], bool], timeout: float | None, what: str) -> None:
-        if timeout is not None:
-            units.seconds(timeout, "timeout", zero=True)
+        timeout = units.patience(timeout, "timeout")
         self._check_mine()
         with self._condition:
             if not self._condition.wait_for(predicate, timeout):

@@ -122,6 +122,14 @@ def seconds(value: float, field: str, *, zero: bool = False) -> float:
     return number
 
 
+def patience(value: float | None, field: str) -> float | None:
+    """How long may be waited: seconds, 0 where the time has passed already, and None for ever."""
+    if value is None:
+        return None
+    passed = type(value) in (int, float) and value < 0
+    return 0.0 if passed else seconds(value, field, zero=True)
+
+
 def time_s(value: float | str, field: str, *, zero: bool = False) -> float:
     """Seconds of ``0.01``, ``"10ms"``, ``"250us"`` or ``"1s"``; more than 0 unless *zero*.
 
