@@ -47,7 +47,8 @@ def run(
         files: contents by relative path: bytes, str, or a Path to be read; put into /tmp.
         net: ``"none"`` (a loopback of its own) or ``"host"``.
         limits: ``Limits``.
-        namespaces: kinds to make, instead of the profile's.
+        namespaces: kinds to make, instead of the profile's: of all others it has the caller's,
+            its network too where ``"net"`` is not among them.
         time_offsets: seconds by which the ``"monotonic"`` and ``"boottime"`` clocks are ahead, in
             a time namespace of its own (Linux 6.3).
         init: PID 1 is nsbox-init, which reaps and forwards signals; else the command is.
