@@ -57,7 +57,7 @@ def run(
         input: bytes or str for standard input.
         capture_output: keep both streams in the result; else they are relayed. It is all kept,
             in the caller's memory, unless ``limits.output`` says how much.
-        text: captured streams as str.
+        text: captured streams as str: UTF-8, and U+FFFD for what is not.
         timeout: seconds; then everything is killed and TimeoutExpired raised.
         check: raise CommandError unless the result is ``ok``.
         best_effort: do without what this host cannot enforce, and say so in ``enforcement``.

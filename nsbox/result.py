@@ -27,7 +27,10 @@ class Reason(enum.Enum):
 
 @dataclass(frozen=True)
 class Usage:
-    """What the whole tree used. Seconds and bytes; None where this host does not measure it."""
+    """What the whole tree used. Seconds and bytes; None where this host does not measure it.
+
+    *pids_peak* counts threads, and nsbox-init where that is PID 1, which ``Limits.pids`` does not.
+    """
 
     wall: float
     cpu_user: float

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _STDIO = tuple(Slot("stdio", n) for n in range(3))
 _CACHEABLE_BYTES = 1 << 20
 _MOST_SPECS = 64
+_OF_RUN = ("stdin", "stdout", "stderr", "input", "capture_output", "text", "timeout", "check")
 
 
 def read_files(files: Any) -> Any:
@@ -155,8 +156,9 @@ _cached_compile = functools.lru_cache(maxsize=64)(_compile)
 def explain(args: Any, **keywords: Any) -> Plan:
     """The plan of ``run(args, ...)``, not run: ``print(nsbox.explain(["id"]))``.
 
-    Takes a ``Spec`` too.
+    Takes a ``Spec`` too. What ``run()`` does with the streams and the result is no part of it.
     """
+    keywords = {name: value for name, value in keywords.items() if name not in _OF_RUN}
     spec = args if isinstance(args, Spec) else build_spec(args, keywords, "explain")
     if spec.root.kind in ("tar", "oci"):
         from nsbox import images

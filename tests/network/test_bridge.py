@@ -77,7 +77,9 @@ def test_verbs_in_the_wrong_state() -> None:
     with raises(nsbox.StateError) as said:
         net.start()
     assert said == ["<nsbox.Network 'nsb0' 10.77.0.0/24> was started before"]
+    assert repr(net) == "<nsbox.Network 'nsb0' 10.77.0.0/24>"
     net.close()
+    assert repr(net) == "<nsbox.Network 'nsb0' 10.77.0.0/24 closed>"
     net.close()
     with raises(nsbox.StateError) as said, idle("a", net):
         pass

@@ -272,6 +272,13 @@ print("explained")
 """
 
 
+def test_explain_takes_what_run_takes() -> None:
+    of_run = {"input": b"x", "capture_output": True, "text": True, "timeout": 3, "check": True}
+    assert str(nsbox.explain(["true"], **of_run)) == str(nsbox.explain(["true"]))
+    with pytest.raises(TypeError, match="nonsense"):
+        nsbox.explain(["true"], nonsense=1)
+
+
 @pytest.mark.root
 def test_explain_needs_no_privilege() -> None:
     done = subprocess.run(
