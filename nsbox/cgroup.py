@@ -75,7 +75,7 @@ class Cgroup:
     def create(
         cls,
         name: str | None = None,
-        parent: Cgroup | str | bytes | os.PathLike[str] | None = None,
+        parent: Cgroup | str | os.PathLike[str] | None = None,
         limits: Limits | None = None,
     ) -> Cgroup:
         """Make one, below the caller's own cgroup or below *parent*, with *limits*.
@@ -164,7 +164,7 @@ class Cgroup:
         return self
 
     @classmethod
-    def open(cls, path: str | bytes | os.PathLike[str]) -> Cgroup:
+    def open(cls, path: str | os.PathLike[str]) -> Cgroup:
         """One that exists, and stays when it is closed.
 
         *path* is a directory of a mounted hierarchy, or a name as in /proc/PID/cgroup

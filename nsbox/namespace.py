@@ -85,7 +85,7 @@ class Namespace:
         cls,
         kind: str,
         *,
-        pin: str | bytes | os.PathLike[str] | None = None,
+        pin: str | os.PathLike[str] | None = None,
         offsets: Mapping[str, float] | None = None,
         uid_map: Map | None = None,
         gid_map: Map | None = None,
@@ -191,7 +191,7 @@ class Namespace:
         return cls(kind, open_namespace(int(pid), kind))
 
     @classmethod
-    def open(cls, what: str | bytes | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
+    def open(cls, what: str | os.PathLike[str] | int, kind: str | None = None) -> Namespace:
         """The one that a file or a descriptor stands for.
 
         Args:
@@ -261,7 +261,7 @@ class Namespace:
 
     # ------------------------------------------------------------ pins
 
-    def pin(self, where: str | bytes | os.PathLike[str]) -> str:
+    def pin(self, where: str | os.PathLike[str]) -> str:
         """Mount it on a file that is made for it; returns the file's path.
 
         A name without a slash is for ``ip netns``: /run/netns/NAME, and what ``ip netns add``
