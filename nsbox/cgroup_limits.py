@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nsbox import interrupts, probe
 from nsbox import limits as files
 from nsbox.errors import SetupError, SpecError, Unavailable
+from nsbox.hierarchy import NET_PRIO
 from nsbox.spec import Limits
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check(
     host = probe.host()
     host = replace(host, controllers=where.controllers, cgroup_version=where.version,
                    cgroup2=bool(where.of("unified")),
-                   net_prio=host.net_prio and bool(where.of("net_prio")))  # fmt: skip
+                   net_prio=host.net_prio and NET_PRIO in dict(where.directories))  # fmt: skip
     wanted = files.settings(limits, spare_pids=spare_pids, net_prio=host.net_prio)
     for setting in wanted:
         why, hint = files.why_not(setting.limit, host)

@@ -219,7 +219,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         cgroup2=bool(where.of("unified")),
-        net_prio=bool(where.of(hierarchy.NET_PRIO)) and initial_network,
+        net_prio=hierarchy.NET_PRIO in dict(where.directories) and initial_network,
         places=Places() if _is_complete(where) else hierarchy.places(),
         attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",

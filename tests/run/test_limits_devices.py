@@ -264,6 +264,11 @@ def net_prio(tmp_path: Path) -> Iterator[Path]:
     poll_until(gone, 20)
 
 
+def test_net_prio_is_for_where_there_is_no_cgroup_v2() -> None:
+    host = probe.host()
+    assert not (host.net_prio and (host.cgroup2 or host.cgroup_version == 2))
+
+
 @cgroup
 @pytest.mark.root
 def test_where_v1_is_alone_its_own_controller_gives_the_priority(net_prio: Path) -> None:
