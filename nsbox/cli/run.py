@@ -122,9 +122,15 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 class Forwarder:
-    """Passes on what we are sent, from the first moment: what comes too early is kept."""
+    """Passes on what we are sent, from the first moment: what comes too early is kept.
+
+    *woken* is readable then: a signal that comes just before poll(2) does not end that, and what
+    it calls would have to wait for the payload's next word.
+    """
 
     def __init__(self) -> None:
+        self.woken, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # as long as this program runs
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         self._process: Popen | None = None
         self._early: list[int] = []
         self._interrupts = 0
@@ -142,6 +148,11 @@ class Forwarder:
             self._process.kill()
         else:
             self._process.send_signal(number)
+
+    def wake_up(self) -> None:
+        """What was to be called has been by now."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.woken, _CHUNK)
 
     def to(self, process: Popen) -> None:
         self._process = process
@@ -226,14 +237,15 @@ class Writer:
 class Pump:
     """Moves bytes until the payload has ended, and then what is still in its pipes."""
 
-    def __init__(self, process: Popen) -> None:
-        self._process = process
+    def __init__(self, process: Popen, forwarder: Forwarder) -> None:
+        self._process, self._forwarder = process, forwarder
         self._readers = {r.fd: r for r in (Reader(process.stdout, 1), Reader(process.stderr, 2))}
         self._writer = Writer(process.stdin) if process.stdin is not None else None
 
     def _poll(self) -> list[tuple[int, int]]:
         poll = select.poll()
         poll.register(self._process.fileno(), select.POLLIN)
+        poll.register(self._forwarder.woken, select.POLLIN)
         for fd in self._readers:
             poll.register(fd, select.POLLIN)
         if self._writer is not None:
@@ -250,6 +262,8 @@ class Pump:
             for fd, _ in self._poll():
                 if fd in self._readers:
                     self._take(fd)
+                elif fd == self._forwarder.woken:
+                    self._forwarder.wake_up()
                 elif self._writer is not None and fd == self._writer.waits_for()[0]:
                     self._feed(self._writer)
         self._drain()
@@ -305,7 +319,9 @@ def _attach(process: Popen, keys: bool) -> int:
 
 def _see_through(process: Popen, forwarder: Forwarder, *, keys: bool = True) -> int:
     forwarder.to(process)
-    return _exit_code(Pump(process).run() if process.terminal is None else _attach(process, keys))
+    if process.terminal is not None:
+        return _exit_code(_attach(process, keys))
+    return _exit_code(Pump(process, forwarder).run())
 
 
 def _streams(arguments: argparse.Namespace) -> dict[str, Any]:
