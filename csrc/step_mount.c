@@ -234,45 +234,46 @@ int step_mount(struct nsb_ctx *cx, const struct nsb_op *op)
 
 /* A tree that is one new file, on a tmpfs that has nothing else. It can be copied out of that only
  * while that is attached (open_tree(2)): for a moment over the root, below which lookups go on. */
-static int file_tree(struct nsb_ctx *cx, const struct nsb_op *op, int tmpfs)
+static int file_tree(struct nsb_ctx *cx, const struct nsb_op *op, int tmpfs, int here)
 {
 	static const char name[] = "file";
-	int err, here, fd = sys_openat(tmpfs, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	int err, tree, fd;
 
 	cx->call = "openat";
+	fd = sys_openat(tmpfs, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	err = fd < 0 ? fd : nsb_fill_file(cx, op, fd);
+	if (err == 0)
+		err = move_onto(cx, tmpfs, cx->root);
 	if (err < 0)
 		return err;
-	cx->call = "openat";
-	here = sys_openat(AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
-	if (here < 0)
-		return here;
-	err = move_onto(cx, tmpfs, cx->root);
-	if (err == 0) {
-		cx->call = "open_tree";
-		fd = (int)nsb_sys3(__NR_open_tree, tmpfs, name,
-				   OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
-		nsb_sys1(__NR_fchdir, tmpfs);
+	cx->call = "open_tree";
+	tree = (int)nsb_sys3(__NR_open_tree, tmpfs, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	if (tree < 0)
+		return tree;
+	cx->call = "umount2";
+	err = (int)nsb_sys1(__NR_fchdir, tmpfs);
+	if (err == 0)
 		err = (int)nsb_sys2(__NR_umount2, ".", MNT_DETACH);
-		nsb_sys1(__NR_fchdir, here);
-		if (err < 0)
-			cx->call = "umount2";
-	}
-	sys_close(here);
-	if (err < 0 && fd >= 0)
-		sys_close(fd);
-	return err < 0 ? err : fd;
+	if (err == 0)
+		err = (int)nsb_sys1(__NR_fchdir, here);
+	if (err < 0)
+		sys_close(tree);
+	return err < 0 ? err : tree;
 }
 
 int nsb_file_over(struct nsb_ctx *cx, const struct nsb_op *op)
 {
-	const uint64_t attrs = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-	int err, tree, tmpfs = nsb_new_mount(cx, "tmpfs", "", attrs);
+	int err, here, tree, tmpfs;
 
-	if (tmpfs < 0)
-		return tmpfs;
-	tree = file_tree(cx, op, tmpfs);
-	sys_close(tmpfs);
+	cx->call = "openat";
+	here = sys_openat(AT_FDCWD, ".", O_PATH | O_DIRECTORY | O_CLOEXEC, 0);
+	if (here < 0)
+		return here;
+	tmpfs = nsb_new_mount(cx, "tmpfs", "", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+	tree = tmpfs < 0 ? tmpfs : file_tree(cx, op, tmpfs, here);
+	sys_close(here);
+	if (tmpfs >= 0)
+		sys_close(tmpfs);
 	if (tree < 0)
 		return tree;
 	err = set_attrs(cx, tree, MOUNT_ATTR_RDONLY, 0);

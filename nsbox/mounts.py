@@ -27,7 +27,7 @@ from nsbox.steps import (
 if TYPE_CHECKING:
     from nsbox.build import Build
     from nsbox.slots import Slot
-    from nsbox.spec import Mount, Spec
+    from nsbox.spec import Mount, NetFile, Spec
 
 _SAFE = int(MountAttr.NOSUID | MountAttr.NODEV)
 _READONLY = int(MountAttr.RDONLY)
@@ -220,13 +220,11 @@ def open_names(build: Build) -> None:
                    for file in build.spec.net_files]  # fmt: skip
 
 
-def _add_names(build: Build, make: bool, *, late: bool = False) -> None:
-    """Those that are not in a tmpfs of the sandbox's; *late*, when there are all mounts, those."""
+def _add_names(build: Build, names: list[tuple[Slot, NetFile]], make: bool) -> None:
     make = make and not _has_net_files(build)
-    for slot, file in build.names:
-        if late is (not build.template and _is_in_tmpfs(build, file.at)):
-            build.add(Attach(slot, file.at, "net", make, optional=make and not file.required))
-    if build.names and build.template:
+    for slot, file in names:
+        build.add(Attach(slot, file.at, "net", make, optional=make and not file.required))
+    if names and build.template:
         # Opened where mounts may be shared with the host: what is mounted on them stays here.
         build.add(mounts_private("net"))
 
@@ -375,7 +373,8 @@ def add_mounts(build: Build, parts: MountParts) -> None:
             devices.add(build, [])
     else:
         add_root(build, parts.root)
-    _add_names(build, make)
+    late = [one for one in build.names if not build.template and _is_in_tmpfs(build, one[1].at)]
+    _add_names(build, [one for one in build.names if one not in late], make)
     _add_proc(build, parts.proc, make)
     layers = parts.root.layers if parts.root is not None else None
     tmp = layers.tmp if layers is not None else None
@@ -383,7 +382,7 @@ def add_mounts(build: Build, parts: MountParts) -> None:
     for i, mount in enumerate(build.spec.mounts):
         possible = make or _is_in_tmpfs(build, mount.dst, i)
         _add_user_mount(build, i, mount, parts.binds.get(i), possible)
-    _add_names(build, make, late=True)
+    _add_names(build, late, make)
 
 
 def add_pivot(build: Build) -> None:
