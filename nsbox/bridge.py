@@ -175,11 +175,9 @@ class Bridge(links.Owned):
         launcher.check_owner(self._owner)
         if not self._started or self._closed:
             status = "closed" if self._closed else "created"
-            raise StateError(
-                f"<{self._title()}>: it is {status}, use start() or with", status=status
-            )
+            raise StateError(f"{self._said()}: it is {status}, use start() or with", status=status)
         if not self._place.lives():
-            raise StateError(f"<{self._title()}> was lost with its launcher", status="lost")
+            raise StateError(f"{self._said()} was lost with its launcher", status="lost")
 
     # ------------------------------------------------------------ start and end
 
@@ -192,7 +190,7 @@ class Bridge(links.Owned):
             NetworkError: the kernel refused; nothing is left.
         """
         if self._started or self._closed:
-            raise StateError(f"<{self._title()}> was started before", status="started")
+            raise StateError(f"{self._said()} was started before", status="started")
         self._started = True
         try:
             with interrupts.Held():
@@ -484,12 +482,12 @@ class Bridge(links.Owned):
         if getattr(self, "_started", False):
             super().__del__()
 
-    def _title(self) -> str:
+    def _said(self, state: str = "") -> str:
         where = f" {self.subnet}" if self.subnet is not None else ""
-        return f"nsbox.{type(self).__name__} {self.name!r}{where}"
+        return f"<nsbox.{type(self).__name__} {self.name!r}{where}{state}>"
 
     def __repr__(self) -> str:
-        return f"<{self._title()}{' closed' if self._closed else ''}>"
+        return self._said(" closed" if self._closed else "")
 
 
 class Network(Bridge):

@@ -153,7 +153,8 @@ class Cgroup:
                 directory = f"{place}/{name}"
                 if directory not in made.values():
                     os.mkdir(directory, _MODE)
-                    masked = os.stat(directory).st_mode & 0o777 != _MODE if not made else masked
+                    if not made:
+                        masked = os.stat(directory).st_mode & 0o777 != _MODE
                     if masked:  # by the caller's umask
                         os.chmod(directory, _MODE)
                 key = "unified" if controller == "bpf" and where.version == 1 else controller

@@ -10,6 +10,7 @@ import resource
 import shutil
 import stat
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from nsbox import _core, hierarchy, netprio
@@ -175,15 +176,17 @@ def _landlock_abi() -> int:
 
 def host(*, cached: bool = True) -> Host:
     """The facts of now; looked up anew when the caller's identity has changed."""
-    initial = netprio.in_initial_network()
-    identity = (os.getresuid(), os.getresgid(), os.getpid(), initial)
+    identity = (os.getresuid(), os.getresgid(), os.getpid())
     if identity[0][0] != identity[0][1]:
         raise Unavailable("nsbox", "a set-user-ID caller is not served: its real and effective "
                           "user differ")  # fmt: skip
     if not cached:
         _host.cache_clear()
         host_of.cache_clear()
-    return _host(identity)
+    found = _host(identity)
+    if found.net_prio and not netprio.in_initial_network():  # a thread may have moved itself
+        return replace(found, net_prio=False)
+    return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -198,7 +201,6 @@ def _is_complete(where: hierarchy.Parents) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _host(identity: tuple[object, ...]) -> Host:
-    initial_network = bool(identity[-1])
     euid, egid = os.geteuid(), os.getegid()
     capabilities = int(_status("CapEff"), 16)
     initial = _in_initial_userns()
@@ -219,7 +221,7 @@ def _host(identity: tuple[object, ...]) -> Host:
         controllers=where.controllers,
         cgroup_version=where.version,
         cgroup2=bool(where.of("unified")),
-        net_prio=hierarchy.NET_PRIO in dict(where.directories) and initial_network,
+        net_prio=hierarchy.NET_PRIO in dict(where.directories),
         places=Places() if _is_complete(where) else hierarchy.places(),
         attaches_bpf=initial and capabilities & _ATTACH_BPF == _ATTACH_BPF,
         spare_net=os.environ.get("NSBOX_SPARE_NET") != "0",
