@@ -108,6 +108,11 @@ def container_path(value: Path, where: str) -> str:
     return "/" + "/".join(parts)
 
 
+def is_in(path: str, place: str) -> bool:
+    """Whether one absolute, plain path is the other, or below it."""
+    return path == place or path.startswith(f"{place.rstrip('/')}/")
+
+
 def choice(value: Any, where: str, choices: tuple[Any, ...]) -> Any:
     """One of *choices*."""
     if value not in choices:

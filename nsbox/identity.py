@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import etc, hostsfile, launcher, netspec, probe, rootpath
+from nsbox.checks import is_in
 from nsbox.errors import SpecError
 from nsbox.profile import PROFILES
 from nsbox.registry import directory
@@ -115,13 +116,11 @@ def _may_write(spec: Spec) -> bool:
 def _has_room(spec: Spec, at: str) -> bool:
     """Not where something of nsbox's will be; /etc/hosts may lead to /dev/null."""
     root = spec.root
-    if root.kind == "inherit" or any(rootpath.is_in(at, one) for one in _OTHERS):
+    if root.kind == "inherit" or any(is_in(at, one) for one in _OTHERS):
         return False  # the first is left as it is
     if root.kind == "dir" and root.ro:
         path = root.path + at
-        hidden = rootpath.is_in(at, "/tmp") or any(
-            rootpath.is_in(at, mount.dst) for mount in spec.mounts
-        )
+        hidden = is_in(at, "/tmp") or any(is_in(at, mount.dst) for mount in spec.mounts)
         return os.path.isfile(path) and not os.path.islink(path) and not hidden
     return True
 

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nsbox import archive, changes, mountapi, oci
-from nsbox.checks import container_path, text
+from nsbox.checks import container_path, is_in, text
 from nsbox.errors import SpecError, Unavailable
 
 if TYPE_CHECKING:
@@ -98,14 +98,10 @@ def _check_upper(upper: str, lowers: list[str]) -> None:
     the host's root there is nothing."""
     for lower in lowers:
         real = os.path.realpath(lower)
-        in_changes = any(_is_in(real, f"{upper}/{own}") for own in ("upper", "work"))
-        if in_changes or (real != "/" and _is_in(upper, real)):
+        in_changes = any(is_in(real, f"{upper}/{own}") for own in ("upper", "work"))
+        if in_changes or (real != "/" and is_in(upper, real)):
             raise SpecError("upper", f"{upper} and the layer {lower} are one in the other: keep "
                             "the changes in a directory beside it")  # fmt: skip
-
-
-def _is_in(path: str, directory: str) -> bool:
-    return os.path.commonpath((path, directory)) == directory
 
 
 def with_image(spec: Spec) -> Spec:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nsbox import devices, overlay, scratch
+from nsbox.checks import is_in
 from nsbox.errors import SpecError, Unavailable
 from nsbox.names import Clone, MountAttr, Opcode
 from nsbox.steps import (
@@ -235,7 +236,7 @@ def _is_in_tmpfs(build: Build, dst: str, before: int | None = None) -> bool:
     places = [("/tmp", "tmpfs")] if scratch.has_tmp(build) else []
     places += [(mount.dst, mount.kind) for mount in build.spec.mounts[:before]]
     found = [(len(place), i, kind) for i, (place, kind) in enumerate(places)
-             if dst.startswith(f"{place}/")]  # fmt: skip
+             if dst != place and is_in(dst, place)]  # fmt: skip
     return bool(found) and max(found)[2] == "tmpfs"
 
 

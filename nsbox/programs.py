@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from nsbox import mountapi, probe
+from nsbox.checks import is_in
 from nsbox.scratch import TMP
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _directory(spec: Spec) -> str:
 
 
 def _is_below(path: str, trees: list[str]) -> bool:
-    return any(path == tree or path.startswith(f"{tree}/") for tree in trees)
+    return any(is_in(path, tree) for tree in trees)
 
 
 def _begin_below(root: str, path: str, trees: list[str] | None = None) -> bytes:

@@ -9,10 +9,12 @@ meanwhile, or lies, nothing comes but another place in it.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from nsbox import mountapi
+from nsbox.checks import is_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,30 +27,32 @@ _MOST_LINKS = 40  # as path_resolution(7)
 def placed(spec: Spec) -> Spec:
     """*spec* with its mounts where their destinations lead, in a root where what is missing of
     them is made, and then is none of the payload's changes."""
-    if not spec.mounts or spec.root.kind not in ("dir", "overlay") or _is_read_only(spec.root):
+    root = spec.root
+    if not spec.mounts or not (root.kind == "overlay" or (root.kind == "dir" and not root.ro)):
         return spec
     mounts: list[Mount] = []
     for mount in spec.mounts:
         covered = [one.dst for one in mounts]
         if mount.kind == "symlink":  # which is made, not followed
             parent, _, name = mount.dst.rpartition("/")
-            at = f"{leads_to(spec.root, parent, covered).rstrip('/')}/{name}"
+            at = f"{leads_to(root, parent, covered).rstrip('/')}/{name}"
         else:
-            at = leads_to(spec.root, mount.dst, covered)
+            at = leads_to(root, mount.dst, covered)
         mounts.append(mount if at == mount.dst else replace(mount, dst=at))
     return replace(spec, mounts=tuple(mounts))
-
-
-def _is_read_only(root: Rootfs) -> bool:
-    return root.kind == "dir" and root.ro
 
 
 def leads_to(root: Rootfs, where: str, covered: Sequence[str] = ()) -> str:
     """*where* without links on the way, in a directory or an overlay. What is at or below one of
     *covered* is not the root's."""
-    trees, done, links = _trees(root), "", 0
-    left = where.split("/")[::-1]
-    while trees and left:
+    with ExitStack() as opened:
+        trees = _open_trees(root, opened)
+        return _walk(trees, where, covered) if trees else where
+
+
+def _walk(trees: Sequence[int], where: str, covered: Sequence[str]) -> str:
+    done, links, left = "", 0, where.split("/")[::-1]
+    while left:
         name = left.pop()
         if name == "..":
             done = done.rpartition("/")[0]
@@ -65,23 +69,28 @@ def leads_to(root: Rootfs, where: str, covered: Sequence[str] = ()) -> str:
     return done or where
 
 
-def is_in(path: str, place: str) -> bool:
-    return path == place or path.startswith(f"{place}/")
+def _open_trees(root: Rootfs, opened: ExitStack) -> list[int]:
+    """Its directories on the host, topmost first; what is not there is told by set-up."""
+    paths = [root.path] if root.kind == "dir" else []
+    if root.kind == "overlay":
+        paths = [f"{root.path}/upper"] if root.path else []
+        paths += [layer.path for layer in root.layers]
+    found = []
+    for path in paths:
+        try:
+            found.append(os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        except OSError:
+            continue
+        opened.callback(os.close, found[-1])
+    return found
 
 
-def _trees(root: Rootfs) -> list[str]:
-    """Its directories on the host, topmost first."""
-    if root.kind == "dir":
-        return [root.path]
-    upper = [f"{root.path}/upper"] if root.kind == "overlay" and root.path else []
-    return upper + [layer.path for layer in root.layers if layer.kind == "dir"]
-
-
-def _link(trees: list[str], path: str) -> str | None:
+def _link(trees: Sequence[int], path: str) -> str | None:
     """What a link says, in the topmost of the trees that have anything there."""
     for tree in trees:
-        fd = _open(tree, path)
-        if fd < 0:
+        try:
+            fd = mountapi.open_in_root(tree, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW)
+        except OSError:
             continue
         try:
             return os.readlink("", dir_fd=fd)
@@ -90,17 +99,3 @@ def _link(trees: list[str], path: str) -> str | None:
         finally:
             os.close(fd)
     return None
-
-
-def _open(tree: str, path: str) -> int:
-    """What is there itself, or -1."""
-    try:
-        root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return -1
-    try:
-        return mountapi.open_in_root(root, os.fsencode(path), os.O_PATH | os.O_NOFOLLOW)
-    except OSError:
-        return -1
-    finally:
-        os.close(root)
