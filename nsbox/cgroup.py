@@ -145,7 +145,7 @@ class Cgroup:
         self._said = dict(cgroup_v1.AT_FIRST)
         try:
             for controller in controllers:
-                place = where.of("unified" if controller == "bpf" else controller)
+                place = where.of(controller)
                 if not place:
                     continue
                 if where.version == 2 and controller not in (*where.enabled, "bpf"):

@@ -45,7 +45,8 @@ class Parents:
         return tuple(name for name, _ in self.directories if name in (*CONTROLLERS, "cpuacct"))
 
     def of(self, controller: str) -> str:
-        """Its directory, or ""; "unified" is any of cgroup v2."""
+        """Its directory, or ""; "unified" is any of cgroup v2, to which a "bpf" program goes."""
+        controller = "unified" if controller == "bpf" else controller
         if self.version == 2 and self._places:
             return self._places.get(controller) or next(iter(self._places.values()))
         return self._places.get(controller, "")

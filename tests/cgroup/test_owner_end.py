@@ -70,3 +70,23 @@ def test_an_owner_that_just_exits_leaves_nothing_either(how: str) -> None:
         assert kit.ends(process) == 3
         kit.all_gone(directories)
         poll_until(lambda: kit.gone([pid]), 5)
+
+
+PRIORITY = """
+import json, signal, nsbox
+box = nsbox.Container(["sleep", "1000"], limits=nsbox.Limits(net_priority=6, pids=5)).start()
+print(json.dumps([box.pid, *box.cgroup.directories.values()]), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.root
+@pytest.mark.kernel
+def test_a_sandbox_with_a_priority_leaves_no_group_of_v2_either() -> None:
+    with kit.owner(PRIORITY) as process:
+        pid, *directories = json.loads(kit.line(process))
+        assert all(Path(d).is_dir() for d in directories)
+        process.send_signal(signal.SIGKILL)
+        kit.ends(process)
+        kit.all_gone(directories)
+        poll_until(lambda: kit.gone([pid]), 5)
